@@ -1,0 +1,95 @@
+"""Models-as-a-Service for ASGI inference apps."""
+
+from .apps.health import DocumentApp, health_app, ready_app
+from .apps.models import ModelsApp
+from .apps.proxy import ProxyApp
+from .apps.tokens import TokensApp
+from .catalogue import Catalogue, Model
+from .context import MaaSContext, get_context
+from .errors import AuthUnavailable, InvalidCredentials, MaaSError, NoTier, StoreUnavailable
+from .identity import FirstOf, Identity, IdentityProvider, credential
+from .ledgers.memory import MemoryLedger
+from .limiting import Ledger, Limit, parse_limits
+from .middleware import stack
+from .middleware.errors import ErrorEnvelopeMiddleware
+from .middleware.identity import IdentityMiddleware
+from .middleware.rate_limit import RateLimitMiddleware
+from .middleware.tier import TierMiddleware
+from .middleware.usage import UsageMiddleware
+from .preset import MaaSMiddleware, gateway
+from .providers.jwt import JWTMinter, JWTProvider, SigningKeys
+from .providers.openshift import OpenShiftProvider, cluster_transport
+from .settings import (
+    ConfigurationError,
+    LimitsSettings,
+    ModelSettings,
+    OpenShiftSettings,
+    ProxySettings,
+    Settings,
+    TierSettings,
+    TokenSettings,
+    load_settings,
+)
+from .stores.memory import MemoryTokenStore
+from .tiers import GroupTierResolver, Tier, TierResolver
+from .tokens import LifetimePolicy, TokenStore
+from .transports import upstream_transport
+from .usage import TokenUsage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthUnavailable",
+    "Catalogue",
+    "ConfigurationError",
+    "DocumentApp",
+    "ErrorEnvelopeMiddleware",
+    "FirstOf",
+    "GroupTierResolver",
+    "Identity",
+    "IdentityMiddleware",
+    "IdentityProvider",
+    "InvalidCredentials",
+    "JWTMinter",
+    "JWTProvider",
+    "Ledger",
+    "LifetimePolicy",
+    "Limit",
+    "LimitsSettings",
+    "MaaSContext",
+    "MaaSError",
+    "MaaSMiddleware",
+    "MemoryLedger",
+    "MemoryTokenStore",
+    "Model",
+    "ModelSettings",
+    "ModelsApp",
+    "NoTier",
+    "OpenShiftProvider",
+    "OpenShiftSettings",
+    "ProxyApp",
+    "ProxySettings",
+    "RateLimitMiddleware",
+    "Settings",
+    "SigningKeys",
+    "StoreUnavailable",
+    "Tier",
+    "TierMiddleware",
+    "TierResolver",
+    "TierSettings",
+    "TokenSettings",
+    "TokenStore",
+    "TokenUsage",
+    "TokensApp",
+    "UsageMiddleware",
+    "cluster_transport",
+    "credential",
+    "gateway",
+    "get_context",
+    "health_app",
+    "load_settings",
+    "parse_limits",
+    "ready_app",
+    "stack",
+    "upstream_transport",
+]

@@ -1,0 +1,10 @@
+"""`python -m maas_middleware`, the same as `maas-gateway`."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""ASGI grammar, in one place: paths, credentials, bodies and refusals."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from .context import ensure_context
+from .errors import MaaSError, NotFound, RequestTooLarge, envelope
+from .requests import InferenceRequest
+
+logger = logging.getLogger("maas_middleware")
+
+MAXIMUM_BODY_BYTES = 32 << 20
+# messages that carry a body or the next piece of it
+BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
+# what describes a body, and so is wrong for another one
+BODY_HEADERS = (b"content-length", b"transfer-encoding", b"etag", b"content-md5", b"content-digest", b"digest")
+_MAXIMUM_CLOSE_REASON_BYTES = 123  # RFC 6455, section 5.5
+
+Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its request was read; there is nobody to answer."""
+
+
+def new_id() -> str:
+    """A fresh random id of 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
+def route_path(scope: Scope) -> str:
+    """The decoded path below `root_path`, which servers put in front of it or not; `/` where nothing is left."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    return path or "/"
+
+
+def path_below(scope: Scope, collection: str) -> str:
+    """The route path without that of a collection such as `/v1/tokens`; an app may be mounted there or routed to."""
+    path = route_path(scope)
+    is_mounted = scope.get("root_path", "").rstrip("/").endswith(collection)
+    if not is_mounted and (path == collection or path.startswith(collection + "/")):
+        path = path[len(collection) :]
+    return path
+
+
+def with_route_path(scope: Scope, path: str) -> Scope:
+    """A copy of the scope whose route path is another; `raw_path` is made anew, so that nothing else is forwarded."""
+    prefix = scope["path"].removesuffix(route_path(scope))
+    return {**scope, "path": prefix + path, "raw_path": quote(prefix + path).encode()}
+
+
+def header_value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The first value of a header, given by its lowercase name; empty where it is not there."""
+    return next((value for key, value in headers if key.lower() == name), b"")
+
+
+def without_headers(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> Headers:
+    """The headers except those of the given lowercase names, as a new list."""
+    return [(key, value) for key, value in headers if key.lower() not in names]
+
+
+def with_headers(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> Headers:
+    """The headers with ours in place of those of the same names, as a new list."""
+    return [*without_headers(headers, *(name for name, _ in ours)), *ours]
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """Read a request's body whole.
+
+    Raises:
+        RequestTooLarge: over `limit` bytes, counted as they come.
+        ClientLeft: the connection closed first.
+    """
+    pieces, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > limit:
+            raise RequestTooLarge
+        more = message.get("more_body", False)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already, and then whatever the server has to say."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay_receive() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay_receive
+
+
+def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
+    """The scope and `receive` of the same request with another body."""
+    headers = without_headers(scope["headers"], *BODY_HEADERS)
+    headers.append((b"content-length", b"%d" % len(body)))
+    return {**scope, "headers": headers}, replay(body, receive)
+
+
+async def read_request(scope: Scope, receive: Receive, limit: int = MAXIMUM_BODY_BYTES) -> InferenceRequest:
+    """Read and judge an inference request, once for all shells as long as nobody between them changes the body.
+
+    Whoever calls it passes the request's `encoded` body on with `with_body`.
+    """
+    body = await read_body(receive, limit)
+    context = ensure_context(scope)
+    if context.request is None or context.request.encoded != body:
+        context.request = InferenceRequest.parse(body)
+    return context.request
+
+
+async def reject(scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:
+    """Answer with an error of ours: an HTTP response, or the denial of a WebSocket.
+
+    Outer shells read in the context that it is ours: it is not charged, and not translated again.
+    """
+    context = ensure_context(scope)
+    context.refusal = error.code
+    if error.status >= 500:
+        logger.warning("answered %d %s to request %s", error.status, error.code, context.request_id)
+    await answer_error(scope, receive, send, error)
+
+
+async def answer_error(scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:
+    """Answer with an error that somebody else is to blame for."""
+    body = envelope(error, ensure_context(scope).request_id)
+    if scope["type"] == "http":
+        await _respond(send, "http.response", error, body)
+    elif "websocket.http.response" in (scope.get("extensions") or {}):
+        await _respond(send, "websocket.http.response", error, body)
+    else:
+        reason = error.message.encode()[:_MAXIMUM_CLOSE_REASON_BYTES].decode(errors="ignore")
+        await send({"type": "websocket.close", "code": 1008, "reason": reason})
+
+
+async def _respond(send: Send, kind: str, error: MaaSError, body: bytes) -> None:
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *error.headers,
+    ]
+    await send({"type": f"{kind}.start", "status": error.status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})
+
+
+async def serve(scope: Scope, receive: Receive, send: Send, respond: Callable[[Request], Awaitable[Response]]) -> None:
+    """Run an endpoint: what it returns is sent, and a `MaaSError` that it raises is answered.
+
+    A WebSocket is refused: endpoints speak HTTP.
+    """
+    if scope["type"] != "http":
+        await reject(scope, receive, send, NotFound())
+        return
+    try:
+        response = await respond(Request(scope, receive))
+    except ClientLeft:
+        return
+    except MaaSError as error:
+        await reject(scope, receive, send, error)
+        return
+    await response(scope, receive, send)
+
+
+def required(value: T | None, shell: str, missing: str, outer: str) -> T:
+    """Return what an outer shell should have left in the context.
+
+    Raises:
+        LookupError: it did not, because it is not there.
+    """
+    if value is None:
+        raise LookupError(f"{shell} needs to know the {missing}: wrap it in {outer}")
+    return value

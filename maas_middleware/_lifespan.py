@@ -1,0 +1,71 @@
+"""Resources that open and close with an app that may or may not have a lifespan of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("maas_middleware")
+
+_LAST_MESSAGES = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed")
+
+
+async def run_lifespan(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, close: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve the lifespan scope of an app, and close our resources when it has shut down, before the server hears of it.
+
+    What the inner app leaves unanswered is answered in its place: an app without a lifespan raises or returns before
+    the startup, and one that only starts up returns before the shutdown.
+    """
+    inner = _Inner(receive, send, close)
+    try:
+        await app(scope, inner.receive, inner.send)
+    except Exception:
+        if inner.answered:
+            await inner.close()
+            raise
+        logger.debug("the inner app has no lifespan", exc_info=True)
+    await inner.finish()
+
+
+class _Inner:
+    """The inner app's side of the conversation."""
+
+    def __init__(self, receive: Receive, send: Send, close: Callable[[], Awaitable[None]]) -> None:
+        self.answered = False
+        self._receive = receive
+        self._send = send
+        self._close = close
+        self._closed = False
+        self._received: set[str] = set()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received.add(message["type"])
+        return message
+
+    async def send(self, message: Message) -> None:
+        self.answered = True
+        if message["type"] in _LAST_MESSAGES:
+            await self.close()
+        await self._send(message)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._close()
+
+    async def finish(self) -> None:
+        if not self.answered:
+            await self._receive_until("lifespan.startup")
+            await self.send({"type": "lifespan.startup.complete"})
+        if not self._closed:
+            await self._receive_until("lifespan.shutdown")
+            await self.send({"type": "lifespan.shutdown.complete"})
+
+    async def _receive_until(self, kind: str) -> None:
+        while kind not in self._received:
+            await self.receive()

@@ -1,0 +1,86 @@
+"""`maas-gateway serve` and `maas-gateway check`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .preset import gateway
+from .settings import ConfigurationError, Problem, Settings, load_settings, models_of, tiers_of
+
+logger = logging.getLogger("maas_middleware")
+
+_GRACE_SECONDS = 30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, or 1 for a configuration that is refused."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+    try:
+        settings = load_settings(config=options.config)
+        return _serve(options, settings) if options.command == "serve" else _check(settings)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="maas-gateway", description="Models-as-a-Service in front of model servers")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the gateway")
+    check = commands.add_parser("check", help="validate a configuration and start nothing")
+    for command in (serve, check):
+        command.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: $MAAS_CONFIG")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080)
+    serve.add_argument("--workers", type=int, default=1, metavar="N")
+    serve.add_argument("--ssl-certfile", metavar="FILE")
+    serve.add_argument("--ssl-keyfile", metavar="FILE")
+    return parser
+
+
+def _check(settings: Settings) -> int:
+    for tier in tiers_of(settings):
+        print(f"tier {tier.name}: level {tier.level}, groups {', '.join(tier.groups)}")
+    for model in models_of(settings) or ():
+        allowed = "every tier" if model.tiers is None else ", ".join(sorted(model.tiers)) or "nobody"
+        print(f"model {model.id}: for {allowed}, below {model.path}")
+    if not settings.models:
+        print("no models: fit to be mounted in an inference app, not for `maas-gateway serve`")
+    print("The configuration is valid.")
+    return 0
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    if importlib.util.find_spec("uvicorn") is None:
+        print("uvicorn is missing: pip install 'maas-middleware[gateway]'", file=sys.stderr)
+        return 1
+    if options.workers > 1 and settings.tokens.signing_keys_file is None:
+        message = "several workers need one key: without it each would refuse the tokens of the others"
+        raise ConfigurationError([Problem("tokens.signing_keys_file", message)])
+    if options.workers > 1:
+        logger.warning("%d workers: each has limits and revocations of its own", options.workers)
+    if options.config is not None:
+        os.environ["MAAS_CONFIG"] = options.config  # inherited by the workers
+
+    import uvicorn
+
+    uvicorn.run(
+        "maas_middleware:gateway" if options.workers > 1 else gateway(settings),
+        factory=options.workers > 1,
+        workers=options.workers,
+        host=options.host,
+        port=options.port,
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    return 0

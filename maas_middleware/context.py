@@ -1,0 +1,63 @@
+"""What travels with a request: one `MaaSContext` in `scope["state"]["maas"]` (`request.state.maas` in Starlette)."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from .catalogue import Endpoint, Model
+from .identity import Identity
+from .limiting import Lease, Verdict
+from .requests import InferenceRequest
+from .tiers import Tier
+from .usage import TokenUsage
+
+
+@dataclass(slots=True)
+class MaaSContext:
+    """What is known of a request so far; None means that it is not known.
+
+    Each field has one writer: `ErrorEnvelopeMiddleware` writes `request_id`; `IdentityMiddleware` `identity`;
+    `TierMiddleware` `tier`, `endpoint` and `model`; whoever first reads the body `request`; `RateLimitMiddleware`
+    `verdict` and `lease`; `UsageMiddleware` `usage` and `produced`; whoever refuses the request `refusal`.
+
+    Attributes:
+        usage: the last usage that the model reported; None is unknown, never 0.
+        produced: pieces of content seen in a stream, about one a token.
+        refusal: the code of the error that one of our own shells answered with.
+    """
+
+    request_id: str | None = None
+    identity: Identity | None = None
+    tier: Tier | None = None
+    endpoint: Endpoint | None = None
+    model: Model | None = None
+    request: InferenceRequest | None = None
+    verdict: Verdict | None = None
+    lease: Lease | None = None
+    usage: TokenUsage | None = None
+    produced: int = 0
+    refusal: str | None = None
+
+
+def ensure_context(scope: MutableMapping[str, Any]) -> MaaSContext:
+    """Return the request's context, made now if it has none."""
+    state = scope.setdefault("state", {})
+    context = state.get("maas")
+    if context is None:
+        context = state["maas"] = MaaSContext()
+    assert isinstance(context, MaaSContext)
+    return context
+
+
+def get_context(scope: MutableMapping[str, Any]) -> MaaSContext:
+    """Return the request's context.
+
+    Raises:
+        LookupError: no middleware of ours is wrapped around the app.
+    """
+    context = scope.get("state", {}).get("maas")
+    if not isinstance(context, MaaSContext):
+        raise LookupError("no MaaSContext in this scope: wrap the app in IdentityMiddleware or MaaSMiddleware")
+    return context

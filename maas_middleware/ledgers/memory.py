@@ -1,0 +1,183 @@
+"""The ledger in the memory of one process."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ..limiting import Charge, Demand, Lease, Subject, Verdict
+from ._windows import Spans, Windows
+
+MARK_MS = 600_000
+SWEPT_AT_ONCE = 2
+SWEEP_REST_MS = 1000
+
+
+class _Account:
+    """What one subject has used, and its live leases. `turn` has to be called before anything else."""
+
+    __slots__ = ("_lapse_ms", "_leased", "_leases", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests = Windows()
+        self.tokens = Windows()
+        self._leased = 0
+        self._lapse_ms = 0  # no lease lapses before
+        self._leases: dict[str, tuple[int, Lease]] | None = None  # with the time at which each lapses, soonest first
+
+    def turn(self, subject: Subject, spans: Spans, now_ms: int) -> None:
+        self.requests.turn(subject.requests, spans, now_ms)
+        self.tokens.turn(subject.tokens, spans, now_ms)
+        if self._leases and now_ms >= self._lapse_ms:
+            self._lapse(now_ms)
+
+    def lease(self, lease_id: str) -> Lease | None:
+        held = self._leases.get(lease_id) if self._leases else None
+        return held[1] if held else None
+
+    def grant(self, subject: Subject, demand: Demand, now_ms: int, lapse_ms: int) -> Lease | None:
+        requests, tokens = self.requests.room(0), self.tokens.room(self._leased)
+        if (requests is not None and requests < 1) or (tokens is not None and tokens < 1):
+            return None
+        amount = demand.tokens if tokens is None or demand.tokens < tokens else tokens
+        lease = Lease(demand.lease_id, subject, amount if amount > 0 else 0, now_ms)
+        if not self._leases:
+            self._leases, self._lapse_ms = {}, lapse_ms
+        self._leases[lease.id] = (lapse_ms, lease)
+        self._leased += lease.tokens
+        self.requests.add(1)
+        return lease
+
+    def prolong(self, lease_id: str, lapse_ms: int) -> None:
+        if self._leases and (held := self._leases.pop(lease_id, None)):
+            self._leases[lease_id] = (lapse_ms, held[1])
+
+    def end(self, lease_id: str) -> None:
+        if self._leases and (held := self._leases.pop(lease_id, None)):
+            self._leased -= held[1].tokens
+            if not self._leases:
+                self._leases, self._lapse_ms = None, 0
+
+    def verdict(self, lease: Lease | None, now_ms: int) -> Verdict:
+        requests = self.requests.budget(now_ms, 0)
+        tokens = self.tokens.budget(now_ms, self._leased)
+        if lease is not None:
+            return Verdict(lease, requests, tokens)
+        requests_wait = self.requests.wait_ms(now_ms, 0)
+        tokens_wait = self.tokens.wait_ms(now_ms, self._leased)
+        if tokens_wait > requests_wait:
+            return Verdict(None, requests, tokens, "tokens", tokens_wait)
+        return Verdict(None, requests, tokens, "requests" if requests_wait else None, requests_wait)
+
+    def is_idle(self, now_ms: int) -> bool:
+        if self._leases and next(reversed(self._leases.values()))[0] > now_ms:
+            return False
+        return self.requests.empty_ms() <= now_ms and self.tokens.empty_ms() <= now_ms
+
+    def _lapse(self, now_ms: int) -> None:
+        while self._leases:
+            lease_id, (self._lapse_ms, _) = next(iter(self._leases.items()))
+            if self._lapse_ms > now_ms:
+                return
+            self.end(lease_id)
+
+
+class MemoryLedger:
+    """Counts for one process, and forgets with it. Other processes count on their own.
+
+    Args:
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        lease_seconds: int = 120,
+        maximum_subjects: int = 100_000,
+        maximum_marks: int = 100_000,
+    ) -> None:
+        self._clock = clock
+        self._lease_ms = lease_seconds * 1000
+        self._maximum_subjects = maximum_subjects
+        self._maximum_marks = maximum_marks
+        self._rests_until_ms = 0
+        self._spans = Spans()
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self._marks: OrderedDict[tuple[str, str], tuple[int, Lease]] = OrderedDict()
+
+    @property
+    def subjects(self) -> int:
+        """How many subjects are remembered now."""
+        return len(self._accounts)
+
+    async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
+        """Admit or refuse. Repeated with a lease id that is live or settled: that lease, and the limits as of now."""
+        now_ms = self._now_ms()
+        account = self._account(subject, now_ms)
+        lease = account.lease(demand.lease_id) or self._settled(subject.key, demand.lease_id, now_ms)
+        if lease is None:
+            lease = account.grant(subject, demand, now_ms, now_ms + self._lease_ms)
+        return account.verdict(lease, now_ms)
+
+    async def settle(self, lease: Lease, charge: Charge, /) -> None:
+        """End the lease and charge what was used. A request is given back only while its bucket still counts."""
+        now_ms = self._now_ms()
+        if self._settled(lease.subject.key, lease.id, now_ms):
+            return
+        self._mark(lease, now_ms)
+        account = self._account(lease.subject, now_ms)
+        account.end(lease.id)
+        account.tokens.add(charge.tokens)
+        if not charge.request:
+            account.requests.give_back(lease.admitted_ms)
+
+    async def renew(self, lease: Lease, /) -> None:
+        """Keep a live lease alive; nothing happens to any other."""
+        now_ms = self._now_ms()
+        if lease.subject.key in self._accounts:
+            self._account(lease.subject, now_ms).prolong(lease.id, now_ms + self._lease_ms)
+
+    async def peek(self, subject: Subject, /) -> Verdict:
+        """Tell whether the next request would pass (`refused_by`) and when, consuming nothing."""
+        now_ms = self._now_ms()
+        account = self._accounts.get(subject.key) or _Account()
+        account.turn(subject, self._spans, now_ms)
+        return account.verdict(None, now_ms)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000 + 0.5)
+
+    def _account(self, subject: Subject, now_ms: int) -> _Account:
+        if now_ms >= self._rests_until_ms:
+            self._sweep(now_ms)
+        account = self._accounts.get(subject.key)
+        if account is None:
+            account = self._accounts[subject.key] = _Account()
+            if len(self._accounts) > self._maximum_subjects:
+                self._accounts.popitem(last=False)
+        else:
+            self._accounts.move_to_end(subject.key)
+        account.turn(subject, self._spans, now_ms)
+        return account
+
+    def _settled(self, key: str, lease_id: str, now_ms: int) -> Lease | None:
+        mark = self._marks.get((key, lease_id))
+        return mark[1] if mark and mark[0] > now_ms else None
+
+    def _mark(self, lease: Lease, now_ms: int) -> None:
+        self._marks[lease.subject.key, lease.id] = (now_ms + MARK_MS, lease)
+        if len(self._marks) > self._maximum_marks:
+            self._marks.popitem(last=False)
+
+    def _sweep(self, now_ms: int) -> None:
+        for _ in range(SWEPT_AT_ONCE):
+            idle = self._accounts and next(iter(self._accounts.values())).is_idle(now_ms)
+            expired = self._marks and next(iter(self._marks.values()))[0] <= now_ms
+            if idle:
+                self._accounts.popitem(last=False)
+            if expired:
+                self._marks.popitem(last=False)
+            if not idle and not expired:
+                self._rests_until_ms = now_ms + SWEEP_REST_MS

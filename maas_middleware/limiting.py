@@ -1,0 +1,180 @@
+"""Counting requests and tokens: the values, the protocol of every ledger, and the headers that tell a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from limits import parse_many
+
+from .durations import format_duration
+
+DAY_SECONDS = 86_400
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `amount` units in any `seconds` (1 to 86,400)."""
+
+    amount: int
+    seconds: int
+
+
+def parse_limits(text: str) -> tuple[Limit, ...]:
+    """Read the notation of `limits`: `5/minute`, `100 per 2 minutes`, `100/minute;5000/day`. `unlimited` is ().
+
+    Raises:
+        ValueError: with a sentence, also for a window of more than a day and for an amount below 1.
+    """
+    if text.strip() == "unlimited":
+        return ()
+    try:
+        items = parse_many(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a limit such as 5/minute or 100/minute;5000/day") from None
+    limits = tuple(Limit(item.amount, item.get_expiry()) for item in items)
+    if any(limit.seconds > DAY_SECONDS for limit in limits):
+        raise ValueError(f"{text!r} has a window of more than a day")
+    if any(limit.amount < 1 for limit in limits):
+        raise ValueError(f"{text!r} would let nothing pass")
+    return limits
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose budget, and the limits on it now. The key alone finds the counters: changed limits keep what was used."""
+
+    key: str
+    requests: tuple[Limit, ...]
+    tokens: tuple[Limit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One request that asks to be admitted.
+
+    Attributes:
+        lease_id: unique for the request; the same id gets the same answer again.
+        tokens: the estimate of what it will use, prompt and output together.
+    """
+
+    lease_id: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What an admitted request holds until it is settled: one request, and `tokens` (at most what was left)."""
+
+    id: str
+    subject: Subject
+    tokens: int
+    admitted_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a request came to: tokens, and whether the request itself stays counted."""
+
+    tokens: int
+    request: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One limit as it stands: how much is left, and in how many milliseconds it is completely full again."""
+
+    limit: Limit
+    remaining: int
+    reset_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A ledger's answer.
+
+    Attributes:
+        lease: None where the request was refused, and in the answer of `peek`.
+        requests: of the limits on requests the one closest to exhaustion; None means unlimited.
+        tokens: the same for tokens.
+        refused_by: the limit that stands in the way, None where the next request passes.
+        retry_after_ms: when the next request can pass; exact where only settled use stands in the way,
+            1000 where other calls in flight do, 0 where nothing does.
+    """
+
+    lease: Lease | None
+    requests: Budget | None
+    tokens: Budget | None
+    refused_by: Literal["requests", "tokens"] | None = None
+    retry_after_ms: int = 0
+
+    @property
+    def refusing(self) -> Budget | None:
+        """The budget that stands in the way."""
+        return {"requests": self.requests, "tokens": self.tokens, None: None}[self.refused_by]
+
+
+class Ledger(Protocol):
+    """Counts. Every admitted request is settled at most once, whatever happens to it."""
+
+    async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
+        """Check every limit, and only then charge one request and lease the tokens, atomically.
+
+        Requests pass while `used + 1 <= limit`; tokens pass while one is left, and the lease is `min(estimate, left)`.
+        A refused request costs nothing.
+
+        Raises:
+            StoreUnavailable: the counters cannot be reached and the policy is to refuse.
+        """
+        ...
+
+    async def settle(self, lease: Lease, charge: Charge, /) -> None:
+        """End the lease and add what was really used, past the limit if need be. The second call does nothing.
+
+        A lease that has lapsed, or was admitted by another ledger, is charged all the same.
+        """
+        ...
+
+    async def renew(self, lease: Lease, /) -> None:
+        """Keep a lease alive: it lapses 120 seconds after the last renewal. One that has lapsed is not revived."""
+        ...
+
+    async def peek(self, subject: Subject, /) -> Verdict:
+        """Tell how the limits stand and whether the next request would pass, consuming nothing."""
+        ...
+
+
+def after_use(verdict: Verdict, used: int) -> Verdict:
+    """The verdict of an admitted request once it is known what it used, which its lease was an estimate of."""
+    if verdict.lease is None or verdict.tokens is None:
+        return verdict
+    left = verdict.tokens.remaining + verdict.lease.tokens - used
+    tokens = replace(verdict.tokens, remaining=max(0, min(left, verdict.tokens.limit.amount)))
+    return replace(verdict, tokens=tokens)
+
+
+def rate_limit_headers(verdict: Verdict) -> Headers:
+    """`x-ratelimit-limit-*`, `-remaining-*` and `-reset-*` for requests and tokens; none for what is unlimited."""
+    headers: Headers = []
+    for name, budget in ((b"requests", verdict.requests), (b"tokens", verdict.tokens)):
+        if budget is not None:
+            headers += [
+                (b"x-ratelimit-limit-" + name, b"%d" % budget.limit.amount),
+                (b"x-ratelimit-remaining-" + name, b"%d" % budget.remaining),
+                (b"x-ratelimit-reset-" + name, format_duration(budget.reset_ms).encode()),
+            ]
+    return headers
+
+
+def retry_headers(retry_after_ms: int) -> Headers:
+    """`retry-after-ms`, `retry-after` in whole seconds, and `x-should-retry: false` where the wait is over a minute.
+
+    The openai SDK reads them in this order, and would otherwise sleep for up to two minutes.
+    """
+    headers = [
+        (b"retry-after-ms", b"%d" % retry_after_ms),
+        (b"retry-after", b"%d" % max(1, -(-retry_after_ms // 1000))),
+    ]
+    return [*headers, (b"x-should-retry", b"false")] if retry_after_ms > 60_000 else headers

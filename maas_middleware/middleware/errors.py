@@ -1,0 +1,187 @@
+"""One envelope round every error, and an id on every answer."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
+from ..context import MaaSContext, ensure_context
+from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamError, envelope, inner_error
+from ..identity import header
+
+logger = logging.getLogger("maas_middleware")
+
+_CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_MAXIMUM_ERROR_BYTES = 64 << 10
+_REPLACED_HEADERS = (b"content-type", b"content-encoding", *BODY_HEADERS)
+_WEBSOCKET_STARTS = frozenset({"websocket.accept", "websocket.http.response.start"})
+# the end of a line, and an empty line behind it; each may end in LF, CR or both
+_BETWEEN_EVENTS = (b"\n\n", b"\r\r", b"\n\r", b"\n\r\n", b"\r\r\n")
+
+
+class ErrorEnvelopeMiddleware:
+    """Puts every error into OpenAI's envelope: those of our shells, of the inner app, and its exceptions.
+
+    Every answer carries `x-request-id`: the client's own if it is 1 to 64 of `[A-Za-z0-9._-]`, else a fresh one. The
+    inner app always sees a fresh one, because vLLM takes it for the key of the running request.
+
+    After the first byte nothing can be refused: an event stream gets one error event, and the answer is left
+    unfinished, so that the server breaks the connection off and no client takes it for whole. An exception that is no
+    `MaaSError`, or that comes after the end of the answer, is raised again for the server's log.
+    """
+
+    def __init__(self, app: ASGIApp, *, id_factory: Callable[[], str] = new_id) -> None:
+        self.app = app
+        self._id_factory = id_factory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        context = ensure_context(scope)
+        inner_id = self._id_factory()
+        context.request_id = _client_id(scope) or inner_id
+        scope = {**scope, "headers": with_headers(scope["headers"], [(b"x-request-id", inner_id.encode())])}
+        if scope["type"] == "http":
+            await _Responder(context, receive, send).run(self.app, scope)
+            return
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in _WEBSOCKET_STARTS:
+                message = {**message, "headers": _with_id(context, message.get("headers", ()))}
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def _client_id(scope: Scope) -> str | None:
+    try:
+        value = header(scope, b"x-request-id")
+    except InvalidRequest:
+        return None
+    return value.decode() if value is not None and _CLIENT_ID.fullmatch(value) else None
+
+
+def _with_id(context: MaaSContext, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    assert context.request_id is not None
+    return with_headers(headers, [(b"x-request-id", context.request_id.encode())])
+
+
+class _Responder:
+    """One answer on its way out."""
+
+    def __init__(self, context: MaaSContext, receive: Receive, send: Send) -> None:
+        self._context = context
+        self._receive = receive
+        self._send = send
+        self._client_left = False
+        self._started = False
+        self._complete = False
+        self._is_event_stream = False
+        self._last_bytes = b"\n\n"
+        self._replaced: Message | None = None  # the start of an error answer of the inner app
+        self._error_body = bytearray()
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception as raised:
+            error = _bare(raised)
+            if isinstance(error, MaaSError) and not self._complete:
+                await self._fail(error)
+                return
+            await self._fail(InternalError())
+            raise
+        if self._replaced is not None and not self._started:
+            await self._translate(self._replaced)
+        elif not self._started:  # servers would answer in plain text
+            await self._fail(InternalError())
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._client_left |= message["type"] == "http.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        try:
+            await self._take(message)
+        except OSError:  # so do servers of ASGI 2.4 say that the client left
+            self._client_left = True
+            raise
+
+    async def _take(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._start(message)
+        elif self._replaced is None:
+            await self._pass(message)
+        elif kind in BODY_MESSAGES:
+            await self._hold(self._replaced, message)
+        elif kind != "http.response.trailers":
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        if message["status"] >= 400 and self._context.refusal is None:
+            self._replaced = message
+            return
+        headers = _with_id(self._context, message.get("headers", ()))
+        self._started = True
+        self._is_event_stream = header_value(headers, b"content-type").lower().startswith(b"text/event-stream")
+        await self._send({**message, "headers": headers})
+
+    async def _pass(self, message: Message) -> None:
+        if message["type"] in BODY_MESSAGES:
+            self._complete = not message.get("more_body", False)
+            self._last_bytes = (self._last_bytes + message.get("body", b"")[-3:])[-3:]
+        await self._send(message)
+
+    async def _hold(self, start: Message, message: Message) -> None:
+        room = _MAXIMUM_ERROR_BYTES - len(self._error_body)
+        self._error_body += message.get("body", b"")[:room]
+        if not message.get("more_body", False):
+            await self._translate(start)
+
+    async def _translate(self, start: Message) -> None:
+        error = inner_error(start["status"], bytes(self._error_body))
+        headers = without_headers(start.get("headers", ()), *_REPLACED_HEADERS)
+        if error.status in (401, 403) and self._context.identity is not None:
+            # the caller's credential was right: the one that was refused is ours
+            error, headers = UpstreamError(), without_headers(headers, b"www-authenticate")
+        names = {name.lower() for name, _ in headers}
+        await self._answer(error, [*headers, *(pair for pair in error.headers if pair[0] not in names)])
+
+    async def _fail(self, error: MaaSError) -> None:
+        if self._client_left or self._complete:
+            return
+        if not self._started:
+            await self._answer(error, error.headers)
+            return
+        logger.warning("broke off the answer to request %s: %s", self._context.request_id, error.code)
+        if self._is_event_stream:
+            await self._send_event(error)
+
+    async def _answer(self, error: MaaSError, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if error.status >= 500:
+            logger.warning("answered %d %s to request %s", error.status, error.code, self._context.request_id)
+        body = envelope(error, self._context.request_id)
+        described = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers = [*_with_id(self._context, headers), *described]
+        self._started = self._complete = True
+        await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _send_event(self, error: MaaSError) -> None:
+        event = b"data: " + envelope(error, self._context.request_id) + b"\n\n"
+        body = event if self._last_bytes.endswith(_BETWEEN_EVENTS) else b"\n\n" + event
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _bare(error: Exception) -> Exception:
+    """The one exception that a task group wrapped."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,207 @@
+"""How much the caller may use."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .._asgi import BODY_MESSAGES, new_id, reject, required, with_headers
+from ..context import MaaSContext, ensure_context
+from ..errors import AccessDenied, MaaSError, RateLimitExceeded, StoreUnavailable
+from ..limiting import (
+    Charge,
+    Demand,
+    Headers,
+    Lease,
+    Ledger,
+    Subject,
+    Verdict,
+    after_use,
+    rate_limit_headers,
+    retry_headers,
+)
+from ..tiers import Tier
+
+logger = logging.getLogger("maas_middleware")
+
+LEDGER_SECONDS = 1.0
+RENEWAL_SECONDS = 30.0
+
+T = TypeVar("T")
+
+
+class RateLimitMiddleware:
+    """Admits a request to an endpoint within the limits of the caller's tier, and settles what it really used.
+
+    Needs `IdentityMiddleware` and `TierMiddleware` outside, and `UsageMiddleware` inside, without which every answer
+    is charged with its estimate. What is no endpoint passes unmetered; WebSockets are refused, since they cannot be
+    counted. Every answer carries `x-ratelimit-*`, and `HEAD` gets them for free.
+
+    Args:
+        jitter: a number from 0 to 1; up to 5 % of the wait is added to `retry-after-ms`, so that not all clients come
+            back in one instant.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        ledger: Ledger,
+        id_factory: Callable[[], str] = new_id,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.app = app
+        self._ledger = ledger
+        self._id_factory = id_factory
+        self._clock = clock
+        self._jitter = jitter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await reject(scope, receive, send, AccessDenied("WebSockets cannot be metered and are not served"))
+            return
+        context = ensure_context(scope)
+        identity = required(context.identity, "RateLimitMiddleware", "identity", "IdentityMiddleware")
+        tier = required(context.tier, "RateLimitMiddleware", "tier", "TierMiddleware")
+        if context.endpoint is None:
+            await self.app(scope, receive, send)
+            return
+        subject = tier.subject(identity)
+        try:
+            if scope["method"] == "HEAD":
+                await self._tell(subject, send)
+                return
+            verdict, lease = await self._admit(context, tier, subject)
+        except MaaSError as error:
+            await reject(scope, receive, send, error)
+            return
+        metered = _Metered(context, verdict, lease, self._ledger, self._clock)
+        await metered.run(self.app, scope, receive, send)
+
+    async def _tell(self, subject: Subject, send: Send) -> None:
+        verdict = await _in_time(self._ledger.peek(subject))
+        headers = [*rate_limit_headers(verdict), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _admit(self, context: MaaSContext, tier: Tier, subject: Subject) -> tuple[Verdict, Lease]:
+        estimate = 1 if context.request is None else context.request.estimated_tokens
+        demand = Demand(self._id_factory(), estimate)
+        verdict = context.verdict = await _in_time(self._ledger.admit(subject, demand))
+        if verdict.lease is None:
+            raise self._exceeded(verdict, tier)
+        context.lease = verdict.lease
+        return verdict, verdict.lease
+
+    def _exceeded(self, verdict: Verdict, tier: Tier) -> RateLimitExceeded:
+        wait_ms = verdict.retry_after_ms + int(verdict.retry_after_ms * 0.05 * self._jitter())
+        retry = retry_headers(wait_ms)
+        details: dict[str, object] = {"limit": verdict.refused_by, "tier": tier.name}
+        if (budget := verdict.refusing) is not None:
+            details |= {"quota": budget.limit.amount, "window_seconds": budget.limit.seconds}
+        details["retry_after_seconds"] = int(dict(retry)[b"retry-after"])
+        return RateLimitExceeded(details=details, headers=(*rate_limit_headers(verdict), *retry))
+
+
+class _Metered:
+    """One admitted request, from admission to settlement."""
+
+    def __init__(
+        self, context: MaaSContext, verdict: Verdict, lease: Lease, ledger: Ledger, clock: Callable[[], float]
+    ) -> None:
+        self._context = context
+        self._verdict = verdict
+        self._lease = lease
+        self._ledger = ledger
+        self._clock = clock
+        self._renewed_at = clock()
+        self._status: int | None = None
+        self._complete = False
+        self._client_left = False
+        self._failed = False
+        self._settled = False
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watching_receive() -> Message:
+            message = await receive()
+            self._client_left |= message["type"] == "http.disconnect"
+            return message
+
+        async def metering_send(message: Message) -> None:
+            await send(await self._meter(message))
+
+        try:
+            await app(scope, watching_receive, metering_send)
+            self._failed = self._status is None
+        except Exception:
+            self._failed = True
+            raise
+        finally:
+            await self._settle()
+
+    async def _meter(self, message: Message) -> Message:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            return {**message, "headers": with_headers(message.get("headers", ()), self._headers())}
+        if message["type"] in BODY_MESSAGES and not message.get("more_body", False):
+            self._complete = True
+            await self._settle()
+        elif self._clock() - self._renewed_at >= RENEWAL_SECONDS:
+            self._renewed_at = self._clock()
+            await self._count(self._ledger.renew(self._lease))
+        return message
+
+    def _headers(self) -> Headers:
+        usage = self._context.usage  # known by now, unless the answer is a stream
+        return rate_limit_headers(self._verdict if usage is None else after_use(self._verdict, usage.total))
+
+    async def _settle(self) -> None:
+        if not self._settled:
+            self._settled = True
+            await self._count(self._ledger.settle(self._lease, self._charge()))
+
+    async def _count(self, operation: Awaitable[None]) -> None:
+        try:
+            await _in_time(operation)
+        except Exception:  # a ledger in trouble must not break an answer off
+            logger.exception("the ledger failed on request %s", self._context.request_id)
+
+    def _charge(self) -> Charge:
+        context, status = self._context, self._status
+        began = status is not None or self._client_left
+        if context.refusal is not None or (self._failed and not began):
+            return Charge(0, request=False)
+        if status is not None and status >= 400:
+            # 401 and 403 are about a credential of ours: for the caller the model failed
+            return Charge(0, request=status < 500 and status not in (401, 403))
+        if context.usage is not None:
+            return Charge(context.usage.total)
+        if context.request is None:
+            return Charge(1)
+        if self._complete and not self._client_left:
+            logger.info("request %s was answered without usage: charged its estimate", context.request_id)
+            return Charge(context.request.estimated_tokens)
+        return Charge(max(1, context.request.prompt_tokens + context.produced))
+
+
+async def _in_time(operation: Awaitable[T]) -> T:
+    """Wait for the ledger, also when the request is cancelled meanwhile: neither a lease nor a charge may get lost.
+
+    Raises:
+        StoreUnavailable: it takes too long.
+    """
+    try:
+        with anyio.fail_after(LEDGER_SECONDS, shield=True):
+            return await operation
+    except TimeoutError:
+        raise StoreUnavailable from None

@@ -1,0 +1,143 @@
+"""How much the caller used."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .._asgi import (
+    BODY_HEADERS,
+    MAXIMUM_BODY_BYTES,
+    ClientLeft,
+    Headers,
+    header_value,
+    read_request,
+    reject,
+    route_path,
+    with_body,
+    with_headers,
+    without_headers,
+)
+from ..catalogue import Catalogue, Endpoint
+from ..context import MaaSContext, ensure_context
+from ..errors import MaaSError
+from ..usage import EventScanner, JSONScanner, read_usage, usage_headers
+
+_MAXIMUM_HELD_BYTES = 4 << 20
+
+
+class UsageMiddleware:
+    """Reads the usage of every answer of an endpoint into `context.usage`.
+
+    A stream is asked for its usage where the client did not ask, and what the client did not ask for is taken out
+    again: event by event it reads what an untouched call would have given. Answers that are no streams tell their
+    usage in `x-odhu-usage-*` headers; up to 4 MiB they are held back for that, larger ones pass without. The inner app
+    sees no `accept-encoding`, because compressed answers cannot be read.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int = MAXIMUM_BODY_BYTES) -> None:
+        self.app = app
+        self._endpoints = Catalogue()
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._endpoint(scope) is None:
+            await self.app(scope, receive, send)
+            return
+        try:
+            request = await read_request(scope, receive, self._max_body_bytes)
+            strip = request.stream and not request.include_usage
+            if strip:
+                request = request.asking_for_usage()
+        except ClientLeft:
+            return
+        except MaaSError as error:
+            await reject(scope, receive, send, error)
+            return
+        scope, receive = with_body(scope, receive, request.encoded)
+        scope["headers"] = without_headers(scope["headers"], b"accept-encoding")
+        responder = _Responder(ensure_context(scope), send, strip=strip)
+        await self.app(scope, receive, responder.send)
+
+    def _endpoint(self, scope: Scope) -> Endpoint | None:
+        if (endpoint := ensure_context(scope).endpoint) is not None:
+            return endpoint if scope["method"] == endpoint.method else None
+        return self._endpoints.locate(route_path(scope)).endpoints.get(scope["method"])
+
+
+class _Responder:
+    """One answer on its way out: an event stream, a JSON answer that is held back, or what is only passed on."""
+
+    def __init__(self, context: MaaSContext, send: Send, *, strip: bool) -> None:
+        self._context = context
+        self._send = send
+        self._strip = strip
+        self._events: EventScanner | None = None
+        self._large: JSONScanner | None = None
+        self._held: list[Message] = []
+        self._held_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] != "http.response.body":
+            await self._release()
+            await self._send(message)
+        elif self._events is not None:
+            await self._stream(self._events, message)
+        elif self._held:
+            await self._hold(message)
+        else:
+            await self._pass(message)
+
+    async def _start(self, message: Message) -> None:
+        headers: Headers = list(message.get("headers", ()))
+        content_type = header_value(headers, b"content-type").lower()
+        readable = message["status"] < 300 and header_value(headers, b"content-encoding") in (b"", b"identity")
+        if readable and content_type.startswith(b"application/json"):
+            self._held = [message]
+            return
+        if readable and content_type.startswith(b"text/event-stream"):
+            self._events = EventScanner(strip=self._strip)
+            if self._strip:
+                headers = without_headers(headers, *BODY_HEADERS)
+        await self._send({**message, "headers": headers})
+
+    async def _stream(self, events: EventScanner, message: Message) -> None:
+        more = message.get("more_body", False)
+        body = events.feed(message.get("body", b""))
+        if not more:
+            body += events.flush()
+        self._context.usage, self._context.produced = events.usage, events.produced
+        if body or not more:
+            await self._send({**message, "body": body})
+
+    async def _hold(self, message: Message) -> None:
+        self._held.append(message)
+        self._held_bytes += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            await self._answer()
+        elif self._held_bytes > _MAXIMUM_HELD_BYTES:
+            await self._release()
+
+    async def _release(self) -> None:
+        if self._held:
+            self._large = JSONScanner()
+            (start, *pieces), self._held = self._held, []
+            await self._send(start)
+            for piece in pieces:
+                await self._pass(piece)
+
+    async def _answer(self) -> None:
+        (start, *pieces), self._held = self._held, []
+        body = b"".join(piece.get("body", b"") for piece in pieces)
+        usage = self._context.usage = read_usage(body)
+        headers = with_headers(start.get("headers", ()), usage_headers(usage) if usage is not None else [])
+        await self._send({**start, "headers": headers})
+        await self._send({**pieces[-1], "body": body})
+
+    async def _pass(self, message: Message) -> None:
+        if self._large is not None:
+            self._large.feed(message.get("body", b""))
+            if not message.get("more_body", False):
+                self._context.usage = self._large.usage
+        await self._send(message)

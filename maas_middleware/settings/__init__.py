@@ -1,0 +1,41 @@
+"""The configuration: keywords, environment and file become validated `Settings`, and these the values of the core."""
+
+from .loading import ConfigurationError, Problem
+from .models import ModelSettings
+from .sections import (
+    OpenShiftSettings,
+    Origin,
+    ProxySettings,
+    Settings,
+    inner_api_key_of,
+    issuer_of,
+    lifetimes_of,
+    load_settings,
+    models_of,
+    tiers_of,
+    validated,
+)
+from .tiers import LimitsSettings, TierSettings
+from .tokens import TokenSettings
+from .watching import WatchedTiers
+
+__all__ = [
+    "ConfigurationError",
+    "LimitsSettings",
+    "ModelSettings",
+    "OpenShiftSettings",
+    "Origin",
+    "Problem",
+    "ProxySettings",
+    "Settings",
+    "TierSettings",
+    "TokenSettings",
+    "WatchedTiers",
+    "inner_api_key_of",
+    "issuer_of",
+    "lifetimes_of",
+    "load_settings",
+    "models_of",
+    "tiers_of",
+    "validated",
+]

@@ -1,0 +1,92 @@
+"""Models as they are configured, and how they become the ones that are used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from ..catalogue import RESERVED_SEGMENTS, Model
+from .loading import read_secret
+from .notation import Name, Upstream
+from .reader import Reader
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True):
+    """A model and its server.
+
+    Attributes:
+        id: what requests name.
+        name: what people read; default: the id.
+        tiers: the names of the tiers that may use it, or `all`; nobody where it is left out.
+        upstreams: at most one base URL, such as `http://host:8000`; none in a mounted app.
+        upstream_model: the name that the server knows it by; default: the id.
+        path: the prefix below which requests need not name it; default: `/<id>`.
+        api_key_file: holds the credential that its server wants.
+    """
+
+    id: Name
+    name: Name | None = None
+    tiers: tuple[str, ...] | Literal["all"] = ()
+    upstreams: tuple[Upstream, ...] = ()
+    upstream_model: Name | None = None
+    path: str | None = None
+    api_key_file: str | None = None
+
+
+def models_from(
+    reader: Reader, models: Sequence[ModelSettings] | None, tiers: Collection[str] | None
+) -> tuple[Model, ...] | None:
+    """The models to be used, None where the inner app decides. Tiers that are None are not known, and not checked."""
+    if models is None:
+        return None
+    places = [f"{reader.place('models')}[{index}]" for index in range(len(models))]
+    reader.unique((f"{place}.id", entry.id) for place, entry in zip(places, models, strict=True))
+    for place, entry in zip(places, models, strict=True):
+        _check(reader, place, entry, tiers)
+    made = tuple(_model(reader, place, entry) for place, entry in zip(places, models, strict=True))
+    paths: dict[str, tuple[str, str]] = {}  # one of each id, for equal ids were refused already
+    for place, model in zip(places, made, strict=True):
+        paths.setdefault(model.id, (f"{place}.path", model.path))
+    reader.unique(paths.values())
+    return made
+
+
+def _check(reader: Reader, place: str, entry: ModelSettings, tiers: Collection[str] | None) -> None:
+    if entry.tiers != "all" and tiers is not None:
+        for name in entry.tiers:
+            if name not in tiers:
+                reader.refuse(f"{place}.tiers", f"there is no tier {name}")
+    if len(entry.upstreams) > 1:
+        reader.refuse(f"{place}.upstreams", "several upstreams are not supported by this version")
+    if entry.id:
+        reader.checked(f"{place}.path", _route, _path(entry))
+
+
+def _path(entry: ModelSettings) -> str:
+    return f"/{entry.id}" if entry.path is None else entry.path
+
+
+def _route(path: str) -> str:
+    first, *others = path.removeprefix("/").split("/")
+    if not path.startswith("/") or not first or not all(others):
+        raise ValueError(f"{path} has to start with a slash, and to have none at its end and no two in a row")
+    if first in RESERVED_SEGMENTS:
+        raise ValueError(f"{path} begins with {first}, which is reserved")
+    return path
+
+
+def _model(reader: Reader, place: str, entry: ModelSettings) -> Model:
+    api_key = None
+    if entry.api_key_file is not None:
+        api_key = reader.checked(f"{place}.api_key_file", read_secret, entry.api_key_file)
+    return Model(
+        id=entry.id,
+        name=entry.name or entry.id,
+        upstream_model=entry.upstream_model or entry.id,
+        path=_path(entry),
+        tiers=None if entry.tiers == "all" else frozenset(entry.tiers),
+        upstreams=tuple(entry.upstreams),
+        api_key=api_key,
+    )

@@ -1,0 +1,107 @@
+"""How single values are written in a configuration: the types that settings are made of, each with its check."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from msgspec import Meta
+
+from ..durations import parse_duration
+from ..limiting import parse_limits
+from .loading import read_bytes
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+
+
+def _checked(check: Callable[[Any], Any]) -> Meta:
+    return Meta(extra={"check": check})
+
+
+def _name(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("has to be a name: printable, not empty, without spaces around it")
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        absolute = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        absolute = False
+    if not absolute or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("has to be an absolute http or https URL")
+    if "@" in parts.netloc or "?" in text or "#" in text:
+        raise ValueError("has to be a URL without credentials, query and fragment")
+    return text.rstrip("/")
+
+
+def _upstream(text: str) -> str:
+    url = _url(text)
+    for end in ("/v1", "/"):
+        if url.endswith(end) or text.endswith(end):
+            raise ValueError(f"ends in {end}: write the base URL, such as http://host:8000, without a slash or /v1")
+    return url
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("has to start with a slash")
+    return text
+
+
+def _seconds(value: str | float) -> float:
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else float(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"has to be a duration such as 30s or 1h30m: {error}") from None
+    if not 0 < seconds < math.inf:
+        raise ValueError("has to be positive and finite")
+    return seconds
+
+
+def _whole_seconds(value: str | float) -> float:
+    seconds = _seconds(value)
+    if seconds != int(seconds):
+        raise ValueError("has to be in whole seconds")
+    return seconds
+
+
+def _positive(number: int) -> int:
+    if number <= 0:
+        raise ValueError("has to be more than 0")
+    return number
+
+
+def _limits(text: str) -> str:
+    parse_limits(text)
+    return text
+
+
+def _memory(url: str) -> str:
+    if url == "memory://":
+        return url
+    scheme, found, _ = url.partition("://")  # the rest may hold a password
+    named = f"{scheme}://..." if found and _SCHEME.fullmatch(scheme) else "this"
+    raise ValueError(f"{named} is not supported by this version; only memory:// is")
+
+
+def _file(path: str) -> str:
+    read_bytes(path)
+    return path
+
+
+Name = Annotated[str, _checked(_name)]
+Url = Annotated[str, _checked(_url)]
+Upstream = Annotated[str, _checked(_upstream)]
+RoutePath = Annotated[str, _checked(_path)]
+Seconds = Annotated[float, _checked(_seconds)]
+WholeSeconds = Annotated[float, _checked(_whole_seconds)]
+Positive = Annotated[int, _checked(_positive)]
+LimitText = Annotated[str, _checked(_limits)]
+MemoryUrl = Annotated[str, _checked(_memory)]
+File = Annotated[str, _checked(_file)]

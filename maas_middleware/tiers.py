@@ -1,0 +1,65 @@
+"""What a caller may use: tiers, and how groups lead to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import NoTier
+from .identity import Identity
+from .limiting import Limit, Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A level of service.
+
+    Attributes:
+        name: unique; what models name in `tiers`.
+        level: where a caller is in several tiers the highest level wins; equal levels keep their order.
+        groups: whoever is in one of them is in the tier.
+        requests: limits on requests per user, all of them binding; empty means unlimited.
+        tokens: the same for tokens.
+    """
+
+    name: str
+    display_name: str = ""
+    description: str = ""
+    level: int = 0
+    groups: tuple[str, ...] = ()
+    requests: tuple[Limit, ...] = ()
+    tokens: tuple[Limit, ...] = ()
+
+    def subject(self, identity: Identity) -> Subject:
+        """The budget of a caller in this tier: one per user, over all tokens and models."""
+        return Subject(identity.key, self.requests, self.tokens)
+
+
+class TierResolver(Protocol):
+    """Tells the tier of a caller."""
+
+    async def resolve(self, identity: Identity, /) -> Tier:
+        """Return the caller's tier as it is now.
+
+        Raises:
+            NoTier: the caller is in none.
+        """
+        ...
+
+
+class GroupTierResolver:
+    """The tier of the highest level that names one of the caller's groups.
+
+    `tiers` is a sequence, or a function that returns the one in force (called on every request, so it has to be fast).
+    """
+
+    def __init__(self, tiers: Sequence[Tier] | Callable[[], Sequence[Tier]]) -> None:
+        self._tiers = tiers if callable(tiers) else lambda: tiers
+
+    async def resolve(self, identity: Identity, /) -> Tier:
+        groups = set(identity.groups)
+        matching = [tier for tier in self._tiers() if not groups.isdisjoint(tier.groups)]
+        if not matching:
+            raise NoTier
+        return max(matching, key=lambda tier: tier.level)

@@ -1,0 +1,75 @@
+"""A whole service on loopback: stand-in cluster, simulated models, and the gateway, each a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from maas_middleware import gateway, load_settings
+from maas_middleware.testing.cluster import ClusterUser, StandInCluster
+from maas_middleware.testing.model import SimulatedModel
+
+from .servers import serving
+
+USERS = {
+    "sha256~free": ClusterUser("fay", ("system:authenticated:oauth",)),
+    "sha256~premium": ClusterUser("pat", ("premium-group", "system:authenticated:oauth")),
+    "sha256~other": ClusterUser("otto", ("premium-group", "system:authenticated:oauth")),
+}
+
+
+@dataclass
+class Deployment:
+    """Where everything is.
+
+    Attributes:
+        url: of the gateway.
+        client: an HTTP client of the gateway, without credentials.
+    """
+
+    url: str
+    client: httpx.AsyncClient
+    cluster: StandInCluster
+    simulator: SimulatedModel
+    qwen3: SimulatedModel
+
+    async def mint(self, login: str = "sha256~free") -> str:
+        """Log in and mint an access token."""
+        response = await self.client.post("/maas-api/v1/tokens", headers=bearer(login))
+        assert response.status_code == 201, response.text
+        token = response.json()["token"]
+        assert isinstance(token, str)
+        return token
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def chat(model: str = "simulator", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "Hello, how are you?"}], **more}
+
+
+@asynccontextmanager
+async def deployed(
+    *, qwen3_tiers: object = ("premium", "enterprise"), **overrides: object
+) -> AsyncIterator[Deployment]:
+    """Start everything; `overrides` go to `load_settings`."""
+    cluster, simulator, qwen3 = StandInCluster(USERS), SimulatedModel("simulator"), SimulatedModel("qwen3")
+    async with AsyncExitStack() as servers:
+        cluster_url, simulator_url, qwen3_url = [
+            await servers.enter_async_context(serving(app)) for app in (cluster, simulator, qwen3)
+        ]
+        models = [
+            {"id": "simulator", "name": "Simulator Model", "tiers": "all", "upstreams": [simulator_url]},
+            {"id": "qwen3", "tiers": qwen3_tiers, "upstreams": [qwen3_url]},
+        ]
+        config: dict[str, Any] = {"openshift": {"api_url": cluster_url}, "models": models, **overrides}
+        settings = load_settings({}, **config)
+        url = await servers.enter_async_context(serving(gateway(settings), lifespan="on"))
+        client = await servers.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10))
+        yield Deployment(url, client, cluster, simulator, qwen3)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+from starlette.applications import Starlette
+from starlette.authentication import requires
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from maas_middleware.context import get_context
+from maas_middleware.errors import AuthUnavailable, InvalidCredentials
+from maas_middleware.identity import Identity
+from maas_middleware.middleware.identity import IdentityMiddleware
+from maas_middleware.testing.converse import converse, http_scope
+from tests.parts import (
+    ALICE,
+    AS_ALICE,
+    AS_BOB,
+    BOB,
+    PROVIDER,
+    Answering,
+    identified,
+    json_answer,
+    knock,
+    start_up,
+    starting_up,
+)
+
+
+class Raising:
+    """A provider that cannot tell, or knows better."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def identify(self, scope: Scope, /) -> Identity | None:
+        raise self._error
+
+
+class Nobody:
+    """A provider that knows no kind of credential."""
+
+    async def identify(self, scope: Scope, /) -> Identity | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param([AS_ALICE], id="bearer"),
+        pytest.param([("Authorization", "bEARER alice-token")], id="bearer-in-any-case"),
+        pytest.param([("x-api-key", "alice-token")], id="x-api-key"),
+        pytest.param([("X-API-Key", "alice-token")], id="x-api-key-in-any-case"),
+        pytest.param([("x-api-key", "nonsense"), AS_ALICE], id="authorization-wins"),
+    ],
+)
+async def test_caller_who_is_known_passes(headers: list[tuple[str, str]]) -> None:
+    app = Answering(*json_answer(b"{}"))
+
+    answer = await converse(identified(app), headers=headers)
+
+    assert (answer.status, answer.body) == (200, b"{}")
+    assert get_context(app.scopes[0]).identity == ALICE
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        pytest.param([], "missing", id="none"),
+        pytest.param([("authorization", "Bearer nonsense")], "unknown", id="unknown"),
+        pytest.param([("authorization", "alice-token")], "malformed", id="without-a-scheme"),
+        pytest.param([("authorization", "Basic YTpi")], "malformed", id="another-scheme"),
+        pytest.param([("authorization", "Bearer ")], "malformed", id="without-a-token"),
+        pytest.param([("authorization", "")], "malformed", id="empty"),
+        pytest.param([("x-api-key", "")], "malformed", id="empty-x-api-key"),
+        pytest.param([("authorization", "Bearer " + "a" * 8193)], "malformed", id="over-8-kib"),
+        pytest.param(
+            [("authorization", "Basic YTpi"), ("x-api-key", "alice-token")], "malformed", id="wins-though-bad"
+        ),
+    ],
+)
+async def test_caller_who_is_not_known_is_401_with_the_reason(headers: list[tuple[str, str]], reason: str) -> None:
+    app = Answering(*json_answer(b"{}"))
+
+    answer = await converse(identified(app), headers=headers)
+
+    assert answer.status == 401
+    assert answer.header("www-authenticate") == "Bearer"
+    assert answer.json() == {
+        "error": {
+            "message": "Invalid authentication token",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_api_key",
+            "details": {"reason": reason},
+        }
+    }
+    assert app.scopes == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        pytest.param([], "missing", id="no-credential"),
+        pytest.param([AS_ALICE], "unknown", id="no-provider-for-its-kind"),
+    ],
+)
+async def test_credential_that_no_provider_answers_for_is_401(headers: list[tuple[str, str]], reason: str) -> None:
+    answer = await converse(IdentityMiddleware(Answering(), provider=Nobody()), headers=headers)
+
+    assert (answer.status, answer.json()["error"]["details"]) == (401, {"reason": reason})
+
+
+@pytest.mark.parametrize("reason", [pytest.param("expired", id="expired"), pytest.param("revoked", id="revoked")])
+async def test_provider_says_why_a_credential_is_refused(reason: Literal["expired", "revoked"]) -> None:
+    app = IdentityMiddleware(Answering(), provider=Raising(InvalidCredentials(reason)))
+
+    answer = await converse(app, headers=[AS_ALICE])
+
+    assert (answer.status, answer.json()["error"]["details"]) == (401, {"reason": reason})
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("authorization", id="authorization"), pytest.param("x-api-key", id="key")]
+)
+async def test_repeated_credential_is_400(name: str) -> None:
+    app = Answering()
+
+    answer = await converse(identified(app), headers=[(name, "Bearer alice-token"), (name.upper(), "Bearer bob-token")])
+
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "repeated_header")
+    assert app.scopes == []
+
+
+async def test_credential_of_another_scheme_may_be_of_the_kind_of_another_provider() -> None:
+    class Basic:
+        async def identify(self, scope: Scope, /) -> Identity | None:
+            return ALICE if (b"authorization", b"Basic YTpi") in scope["headers"] else None
+
+    app = Answering(*json_answer(b"{}"))
+
+    answer = await converse(IdentityMiddleware(app, provider=Basic()), headers=[("authorization", "Basic YTpi")])
+
+    assert (answer.status, app.headers) == (200, [])
+
+
+async def test_provider_that_cannot_tell_is_503_and_never_401() -> None:
+    answer = await converse(IdentityMiddleware(Answering(), provider=Raising(AuthUnavailable())), headers=[AS_ALICE])
+
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "auth_unavailable")
+    assert answer.header("retry-after") == "2"
+
+
+async def test_fault_of_a_provider_lets_nobody_pass() -> None:
+    app = Answering(*json_answer(b"{}"))
+
+    answer = await converse(IdentityMiddleware(app, provider=Raising(ZeroDivisionError())), headers=[AS_ALICE])
+
+    assert isinstance(answer.exception, ZeroDivisionError)
+    assert (answer.messages, app.scopes) == ([], [])
+
+
+async def test_body_of_a_stranger_is_not_read() -> None:
+    async def receive() -> Message:
+        raise AssertionError("a server would answer 100-continue now")
+
+    answer = await converse(lambda scope, _, send: identified(Answering())(scope, receive, send), "POST", body=b"{}")
+
+    assert (answer.status, answer.exception) == (401, None)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [pytest.param(str.lower, id="lower"), pytest.param(str.title, id="title"), pytest.param(str.upper, id="upper")],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("x-maas-user", id="x-maas"),
+        pytest.param("x-remote-user", id="x-remote-user"),
+        pytest.param("x-remote-group", id="x-remote-group"),
+        pytest.param("x-auth-request-user", id="oauth2-proxy"),
+        pytest.param("x-forwarded-user", id="x-forwarded-user"),
+        pytest.param("x-forwarded-email", id="x-forwarded-email"),
+        pytest.param("x-forwarded-groups", id="x-forwarded-groups"),
+        pytest.param("x-forwarded-preferred-username", id="x-forwarded-preferred-username"),
+        pytest.param("x-forwarded-access-token", id="x-forwarded-access-token"),
+        pytest.param("x-api-key", id="x-api-key"),
+        pytest.param("api-key", id="api-key"),
+    ],
+)
+async def test_credentials_and_forged_identities_do_not_reach_the_app(name: str, spelled: Callable[[str], str]) -> None:
+    app = Answering(*json_answer(b"{}"))
+    headers = [(spelled("authorization"), "Bearer alice-token"), (spelled(name), "forged"), ("accept", "*/*")]
+
+    answer = await converse(identified(app), headers=headers)
+
+    assert answer.status == 200
+    assert app.headers == [(b"accept", b"*/*")]
+
+
+async def test_other_headers_and_cookies_reach_the_app_as_they_are() -> None:
+    app = Answering(*json_answer(b"{}"))
+    others = [("x-forwarded-for", "10.0.0.1"), ("cookie", "a=1"), ("cookie", "b=2"), ("X-Request-ID", "1")]
+
+    await converse(identified(app), headers=[*others, AS_ALICE])
+
+    assert app.headers == [(name.encode(), value.encode()) for name, value in others]
+
+
+async def test_inner_key_is_the_credential_that_the_app_sees() -> None:
+    app = Answering(*json_answer(b"{}"))
+
+    await converse(IdentityMiddleware(app, provider=PROVIDER, inner_key="schlüssel"), headers=[AS_ALICE])
+
+    assert app.headers == [(b"authorization", "Bearer schlüssel".encode("latin-1"))]
+
+
+async def test_scope_of_the_server_keeps_its_headers_and_gets_no_user() -> None:
+    scope = http_scope(headers=[AS_ALICE])
+
+    await converse(lambda _, receive, send: identified(Answering(*json_answer(b"{}")))(scope, receive, send))
+
+    assert scope["headers"] == [(b"authorization", b"Bearer alice-token")]
+    assert "user" not in scope
+
+
+async def test_starlette_app_inside_knows_the_user() -> None:
+    @requires("authenticated")
+    async def whoami(request: Request) -> JSONResponse:
+        user = request.user
+        names = [user.display_name, user.identity, user.is_authenticated, user.maas_identity.groups]
+        return JSONResponse([*names, request.auth.scopes, request.state.maas.identity.name])
+
+    app = Starlette(routes=[Route("/", whoami)])
+
+    answer = await converse(identified(app), headers=[AS_BOB])
+
+    assert answer.json() == ["bob", "test/bob", True, ["premium-users"], ["authenticated"], "bob"]
+
+
+async def test_lifespan_passes() -> None:
+    assert await start_up(identified(starting_up)) == [{"type": "lifespan.startup.complete"}]
+
+
+async def test_websocket_of_a_stranger_is_denied() -> None:
+    messages = await knock(identified(Answering()))
+
+    assert messages[0]["type"] == "websocket.http.response.start"
+    assert messages[0]["status"] == 401
+    assert (b"www-authenticate", b"Bearer") in messages[0]["headers"]
+    assert messages[1]["type"] == "websocket.http.response.body"
+    assert json.loads(messages[1]["body"])["error"]["details"] == {"reason": "missing"}
+
+
+async def test_websocket_of_a_stranger_is_closed_where_the_server_cannot_deny() -> None:
+    messages = await knock(identified(Answering()), can_deny=False)
+
+    assert messages == [{"type": "websocket.close", "code": 1008, "reason": "Invalid authentication token"}]
+
+
+async def test_websocket_of_a_known_caller_reaches_the_app_without_the_credential() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert get_context(scope).identity == BOB
+        assert scope["headers"] == []
+        await send({"type": "websocket.accept"})
+
+    assert await knock(identified(app), headers=[AS_BOB]) == [{"type": "websocket.accept"}]

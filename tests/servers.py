@@ -1,0 +1,45 @@
+"""Real uvicorn servers on free ports, in the test's own event loop."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import uvicorn
+from starlette.types import ASGIApp
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = anyio.Event()
+        self.ended = anyio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.ready.set()
+
+    async def main_loop(self) -> None:
+        await self.ended.wait()
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
+    """Serve an app; yields its base URL. Everything is closed at the end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    options: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": 1, "lifespan": "auto", **config}
+    server = _Server(uvicorn.Config(app, **options))
+    scheme = "https" if "ssl_certfile" in config else "http"
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.serve, [listener])
+        await server.ready.wait()
+        try:
+            yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.ended.set()
+    listener.close()

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from maas_middleware import __version__
+from maas_middleware.cli import main
+
+from .processes import ROOT, running
+from .providers.test_jwt import key_entry
+
+EXAMPLE = str(ROOT / "examples" / "gateway" / "maas.yaml")
+
+
+def test_check_describes_a_valid_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", EXAMPLE]) == 0
+
+    assert capsys.readouterr().out.splitlines() == [
+        "tier free: level 0, groups system:authenticated, tier-free-users",
+        "tier premium: level 1, groups premium-group, tier-premium-users",
+        "tier enterprise: level 2, groups enterprise-group, admin-group, tier-enterprise-users",
+        "model simulator: for every tier, below /simulator",
+        "model qwen3: for enterprise, premium, below /qwen3",
+        "The configuration is valid.",
+    ]
+
+
+def test_check_without_a_file_validates_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAAS_MODELS", '[{"id": "hidden"}]')
+
+    assert main(["check"]) == 0
+    monkeypatch.delenv("MAAS_MODELS")
+    assert main(["check"]) == 0
+
+    printed = capsys.readouterr().out
+    assert "model hidden: for nobody, below /hidden" in printed
+    assert "no models: fit to be mounted in an inference app, not for `maas-gateway serve`" in printed
+
+
+def test_check_names_every_problem_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text("counters: redis://:secret@db\nmodels: [{id: a, tiers: [gold]}]\nunheard: 1\n")
+
+    assert main(["check", "--config", str(config)]) == 1
+
+    problems = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(": ")[2].partition(":")[0] for line in problems) == [
+        "counters",
+        "models[0].tiers",
+        "unheard",
+    ]
+    assert "secret" not in "".join(problems)
+
+
+def test_missing_file_is_a_problem_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", "/nowhere/maas.yaml"]) == 1
+
+    assert "/nowhere/maas.yaml cannot be read: No such file or directory" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_serve_refuses_a_configuration_without_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve"]) == 1
+
+    assert capsys.readouterr().err == "models: the gateway needs at least one model\n"
+
+
+def test_serve_without_uvicorn_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+
+    assert main(["serve", "--config", EXAMPLE]) == 1
+
+    assert capsys.readouterr().err == "uvicorn is missing: pip install 'maas-middleware[gateway]'\n"
+
+
+def test_several_workers_need_a_common_signing_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--config", EXAMPLE, "--workers", "2"]) == 1
+
+    assert capsys.readouterr().err.startswith("tokens.signing_keys_file: several workers need one key")
+
+
+def test_workers_serve_with_a_common_key_and_a_warning(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.touch(0o600)
+    keys.write_text(json.dumps({"keys": [key_entry("one")]}))
+    config = tmp_path / "maas.yaml"
+    config.write_text(
+        f"tokens: {{signing_keys_file: {keys}}}\nmodels: [{{id: a, tiers: all, upstreams: ['http://127.0.0.1:9']}}]\n"
+    )
+
+    with running("maas_middleware", "serve", "--config", str(config), "--port", "0", "--workers", "2") as gateway:
+        # the workers begin to listen after their parent has said so
+        transport = httpx.HTTPTransport(retries=6)
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{gateway.port}", timeout=10) as client:
+            answers = [client.get("/.well-known/jwks.json") for _ in range(5)]
+
+    assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {"one"}
+    assert "2 workers: each has limits and revocations of its own" in gateway.printed

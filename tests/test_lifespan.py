@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from maas_middleware._lifespan import run_lifespan
+from tests.servers import serving
+
+STARTUP_COMPLETE: Message = {"type": "lifespan.startup.complete"}
+STARTUP_FAILED: Message = {"type": "lifespan.startup.failed", "message": "no model"}
+SHUTDOWN_COMPLETE: Message = {"type": "lifespan.shutdown.complete"}
+SHUTDOWN_FAILED: Message = {"type": "lifespan.shutdown.failed", "message": "stuck"}
+
+
+async def lifespan_of(app: ASGIApp) -> list[str]:
+    """Serve an app's lifespan as a server does; what happened, in order: what the server heard, `serving`, `close`."""
+    journal: list[str] = []
+    scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+    started = anyio.Event()
+    to_app, from_server = anyio.create_memory_object_stream[Message](2)
+
+    async def send(message: Message) -> None:
+        journal.append(message["type"].removeprefix("lifespan."))
+        started.set()
+
+    async def close() -> None:
+        await anyio.lowlevel.checkpoint()
+        journal.append("close")
+
+    async def run() -> None:
+        try:
+            await run_lifespan(app, scope, from_server.receive, send, close=close)
+        except RuntimeError:
+            journal.append("raised")
+        started.set()
+
+    with to_app, from_server, anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await to_app.send({"type": "lifespan.startup"})
+            await started.wait()
+            if journal == ["startup.complete"]:
+                journal.append("serving")
+            await to_app.send({"type": "lifespan.shutdown"})
+    return journal
+
+
+# apps by what they do with a lifespan
+
+
+async def raises_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("I speak only http")
+
+
+async def returns_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    return
+
+
+async def raises_after_receiving(scope: Scope, receive: Receive, send: Send) -> None:
+    assert (await receive())["type"] == "lifespan.startup"
+    raise RuntimeError("I speak only http, and read before I look")
+
+
+async def returns_after_receiving(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+
+
+async def completes(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_COMPLETE)
+    assert (await receive())["type"] == "lifespan.shutdown"
+    await send(SHUTDOWN_COMPLETE)
+
+
+async def fails_to_start(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_FAILED)
+
+
+async def fails_to_start_and_raises(scope: Scope, receive: Receive, send: Send) -> None:
+    await fails_to_start(scope, receive, send)
+    raise RuntimeError("as Starlette does")
+
+
+async def starts_and_raises(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_COMPLETE)
+    raise RuntimeError("while serving")
+
+
+async def raises_in_shutdown(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_COMPLETE)
+    await receive()
+    raise RuntimeError("while shutting down")
+
+
+async def fails_to_shut_down(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_COMPLETE)
+    await receive()
+    await send(SHUTDOWN_FAILED)
+
+
+async def fails_to_shut_down_and_raises(scope: Scope, receive: Receive, send: Send) -> None:
+    await fails_to_shut_down(scope, receive, send)
+    raise RuntimeError("as Starlette does")
+
+
+async def only_starts(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_COMPLETE)
+
+
+async def starts_unasked(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(STARTUP_COMPLETE)
+
+
+async def shuts_down_without_a_word(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(STARTUP_COMPLETE)
+    await receive()
+
+
+async def raises_behind_everything(scope: Scope, receive: Receive, send: Send) -> None:
+    await completes(scope, receive, send)
+    raise RuntimeError("too late")
+
+
+WHOLE = ["startup.complete", "serving", "close", "shutdown.complete"]
+
+
+@pytest.mark.parametrize(
+    ("app", "expected"),
+    [
+        pytest.param(raises_at_once, WHOLE, id="raises-at-once"),
+        pytest.param(returns_at_once, WHOLE, id="returns-at-once"),
+        pytest.param(raises_after_receiving, WHOLE, id="raises-after-receiving-startup"),
+        pytest.param(returns_after_receiving, WHOLE, id="returns-after-receiving-startup"),
+        pytest.param(completes, WHOLE, id="startup-and-shutdown-complete"),
+        pytest.param(only_starts, WHOLE, id="returns-after-startup"),
+        pytest.param(starts_unasked, WHOLE, id="starts-without-receiving"),
+        pytest.param(shuts_down_without_a_word, WHOLE, id="returns-after-receiving-shutdown"),
+        pytest.param(raises_behind_everything, [*WHOLE, "raised"], id="raises-after-shutdown-complete"),
+        pytest.param(fails_to_start, ["close", "startup.failed"], id="startup-failed"),
+        pytest.param(fails_to_start_and_raises, ["close", "startup.failed", "raised"], id="startup-failed-and-raises"),
+        pytest.param(starts_and_raises, ["startup.complete", "serving", "close", "raised"], id="raises-after-startup"),
+        pytest.param(raises_in_shutdown, ["startup.complete", "serving", "close", "raised"], id="raises-in-shutdown"),
+        pytest.param(
+            fails_to_shut_down, ["startup.complete", "serving", "close", "shutdown.failed"], id="shutdown-failed"
+        ),
+        pytest.param(
+            fails_to_shut_down_and_raises,
+            ["startup.complete", "serving", "close", "shutdown.failed", "raised"],
+            id="shutdown-failed-and-raises",
+        ),
+    ],
+)
+async def test_resources_are_closed_exactly_once_and_before_the_server_hears_of_the_shutdown(
+    app: ASGIApp, expected: list[str]
+) -> None:
+    journal = await lifespan_of(app)
+
+    assert journal == expected
+    assert journal.count("close") == 1
+
+
+async def test_why_a_start_or_a_shutdown_failed_reaches_the_server() -> None:
+    heard: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        heard.append(message)
+
+    async def close() -> None:
+        return
+
+    await run_lifespan(fails_to_start, {"type": "lifespan"}, receive, send, close=close)
+
+    assert heard == [STARTUP_FAILED]
+
+
+async def test_inner_app_sees_the_scope_of_the_server() -> None:
+    scope: Scope = {"type": "lifespan", "state": {}}
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await fails_to_start(scope, receive, send)
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def ignore(*_: Message) -> None:
+        return
+
+    await run_lifespan(app, scope, receive, ignore, close=ignore)
+
+    assert seen[0] is scope
+
+
+# on a real server
+
+
+def with_lifespan(journal: list[str]) -> ASGIApp:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        journal.append("startup")
+        yield
+        journal.append("shutdown")
+
+    return Starlette(lifespan=lifespan)
+
+
+def without_lifespan(journal: list[str]) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "no lifespan here"
+        await PlainTextResponse("no such path", 404)(scope, receive, send)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        pytest.param(with_lifespan, ["startup", "request", "shutdown", "close"], id="with-lifespan"),
+        pytest.param(without_lifespan, ["request", "close"], id="without-lifespan"),
+    ],
+)
+async def test_resources_are_open_while_uvicorn_serves_and_closed_before_it_ends(
+    inner: Callable[[list[str]], ASGIApp], expected: list[str]
+) -> None:
+    journal: list[str] = []
+    app = inner(journal)
+
+    async def close() -> None:
+        journal.append("close")
+
+    async def shell(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await run_lifespan(app, scope, receive, send, close=close)
+            return
+        journal.append("request")
+        await app(scope, receive, send)
+
+    async with serving(shell, lifespan="on") as url, httpx.AsyncClient() as client:
+        assert (await client.get(url)).status_code == 404
+
+    assert journal == expected

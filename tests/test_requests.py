@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+from maas_middleware.errors import InvalidRequest
+from maas_middleware.requests import InferenceRequest
+
+
+def parse(**fields: Any) -> InferenceRequest:
+    return InferenceRequest.parse(json.dumps(fields).encode())
+
+
+def refusal(body: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        InferenceRequest.parse(body)
+    return caught.value
+
+
+# what is forwarded is what was judged
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"model":"cheap","model":"dear"}', id="plain"),
+        pytest.param(b'{"model":"cheap","\\u006dodel":"dear"}', id="escaped"),
+        pytest.param(b'{"model":5,"model":"dear"}', id="the-first-of-a-wrong-type"),
+    ],
+)
+def test_of_duplicate_keys_the_upstream_sees_the_one_that_was_judged(body: bytes) -> None:
+    request = InferenceRequest.parse(body)
+
+    assert request.model == "dear"
+    assert request.encoded == b'{"model":"dear"}'
+
+
+def test_duplicate_keys_are_gone_from_what_is_made_of_the_request() -> None:
+    request = InferenceRequest.parse(b'{"stream":false,"model":"a","stream":true,"model":"b"}')
+
+    assert request.stream is True
+    assert request.naming("c").encoded == b'{"stream":true,"model":"c"}'
+    assert request.asking_for_usage().encoded == b'{"stream":true,"model":"b","stream_options":{"include_usage":true}}'
+
+
+def test_numbers_and_unknown_fields_keep_the_notation_of_the_client() -> None:
+    body = (
+        b'{"model":"m","temperature":0.1000000000000000055511151231257827,"seed":123456789012345678901234567890,'
+        b'"x":{"deep":[1e-400,-0.0,1E5,"\\u00e9\\/"]},"logit_bias":{"50256":-100,"50256":1.0}}'
+    )
+
+    assert InferenceRequest.parse(body).encoded == body
+
+
+def test_white_space_between_the_fields_is_all_that_is_lost() -> None:
+    request = InferenceRequest.parse(b' {\n "model" : "m" , "n" : 1 }\r\n')
+
+    assert request.encoded == b'{"model":"m","n":1}'
+
+
+def test_what_was_encoded_is_parsed_to_the_same_request() -> None:
+    request = InferenceRequest.parse('{ "model": "ünï", "max_tokens": 5, "a": [1, 2] }'.encode())
+
+    again = InferenceRequest.parse(request.encoded)
+
+    assert again.encoded == request.encoded
+    assert (again.model, again.output_tokens) == ("ünï", 5)
+
+
+def test_request_survives_copies() -> None:
+    request = parse(model="m", messages=[], max_tokens=5)
+
+    for twin in (copy.deepcopy(request), pickle.loads(pickle.dumps(request))):
+        assert twin == request
+        assert twin.naming("n").encoded == request.naming("n").encoded
+
+
+# what is no JSON object
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="truncated"),
+        pytest.param(b'{"model":"m"', id="truncated-after-a-value"),
+        pytest.param(b'{"model":"m"}x', id="more-behind"),
+        pytest.param(b'{"model":"m"}{}', id="two-objects"),
+        pytest.param(b"[]", id="array"),
+        pytest.param(b'"text"', id="string"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"NaN", id="nan"),
+        pytest.param(b'{"temperature":NaN}', id="nan-as-value"),
+        pytest.param(b'{"a":{"b":[Infinity]}}', id="infinity-inside"),
+        pytest.param(b'{"a":01}', id="leading-zero"),
+        pytest.param(b'{"a":1,}', id="trailing-comma"),
+        pytest.param(b"{'a':1}", id="single-quotes"),
+        pytest.param(b'{"a":1/*b*/}', id="comment"),
+        pytest.param(b'{"a":"\x01"}', id="control-character"),
+        pytest.param(b'{"a":"\\x"}', id="unknown-escape"),
+        pytest.param(b'{"a":"\\ud800"}', id="half-a-character"),
+        pytest.param(b'\xef\xbb\xbf{"model":"m"}', id="bom"),
+        pytest.param('{"model":"m"}'.encode("utf-16"), id="utf-16"),
+        pytest.param('{"model":"m"}'.encode("utf-16-le"), id="utf-16-without-bom"),
+        pytest.param(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="100000-arrays"),
+        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, id="100000-objects"),
+        pytest.param(b"[" * 100_000, id="100000-arrays-that-never-end"),
+        pytest.param(b'{"\xff":1}', id="key-not-utf-8"),
+        pytest.param(b'{"messages":[{"content":"\xff"}]}', id="value-not-utf-8"),
+        pytest.param(b'{"model":"\xc3"}', id="half-a-utf-8-character"),
+        pytest.param(b'{"a":"\xc0\xa2,\xc0\xa2model\xc0\xa2:1"}', id="overlong-utf-8"),
+        pytest.param(b'{"a":"\xed\xa0\x80"}', id="surrogate-in-utf-8"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    error = refusal(body)
+
+    assert (error.status, error.code) == (400, "invalid_json")
+    assert error.message == "The request body is not a JSON object"
+
+
+def test_nested_request_is_served_up_to_some_depth_and_refused_below_it() -> None:
+    def is_served(depth: int) -> bool:
+        body = b'{"stream_options":{"x":' + b"[" * depth + b"]" * depth + b"}}"
+        try:
+            return InferenceRequest.parse(body).asking_for_usage().include_usage
+        except InvalidRequest:
+            return False
+
+    served = [is_served(depth) for depth in range(1, 1200)]
+
+    assert served[0]
+    assert served == sorted(served, reverse=True)
+
+
+# fields that decide
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("model", "5", id="model-number"),
+        pytest.param("model", '["m"]', id="model-list"),
+        pytest.param("stream", '"true"', id="stream-text"),
+        pytest.param("stream", "1", id="stream-number"),
+        pytest.param("stream", '"false"', id="stream-false-as-text"),
+        pytest.param("stream_options", "[]", id="stream-options-list"),
+        pytest.param("stream_options", "true", id="stream-options-bool"),
+        pytest.param("stream_options", '{"include_usage":1}', id="include-usage-number"),
+        pytest.param("stream_options", '{"include_usage":"true"}', id="include-usage-text"),
+        pytest.param("max_tokens", '"100"', id="max-tokens-text"),
+        pytest.param("max_tokens", "1.5", id="max-tokens-fraction"),
+        pytest.param("max_tokens", "1e2", id="max-tokens-exponent"),
+        pytest.param("max_tokens", "true", id="max-tokens-bool"),
+        pytest.param("max_tokens", "-1", id="max-tokens-negative"),
+        pytest.param("max_tokens", "2147483648", id="max-tokens-over-31-bits"),
+        pytest.param("max_tokens", str(10**400), id="max-tokens-400-digits"),
+        pytest.param("max_tokens", "1" + "0" * 10_000, id="max-tokens-10000-digits"),
+        pytest.param("max_completion_tokens", "{}", id="max-completion-tokens-object"),
+        pytest.param("max_output_tokens", "-5", id="max-output-tokens-negative"),
+        pytest.param("n", "-1", id="n-negative"),
+        pytest.param("n", str(10**400), id="n-400-digits"),
+        pytest.param("best_of", '"2"', id="best-of-text"),
+    ],
+)
+def test_known_field_with_an_invalid_value_is_refused_by_name(name: str, value: str) -> None:
+    error = refusal(f'{{"model":"m","{name}":{value}}}'.encode().replace(b'"model":"m","model"', b'"model"'))
+
+    assert (error.status, error.code, error.param) == (400, "invalid_value", name)
+    assert error.message == f"`{name}` has an invalid value"
+
+
+def test_fields_that_are_null_are_absent() -> None:
+    request = InferenceRequest.parse(
+        b'{"model":null,"stream":null,"stream_options":null,"max_tokens":null,"max_completion_tokens":null,'
+        b'"max_output_tokens":null,"n":null,"best_of":null}'
+    )
+
+    assert (request.model, request.stream, request.include_usage, request.output_tokens) == (None, False, False, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "stream", "include_usage"),
+    [
+        pytest.param({}, False, False, id="nothing"),
+        pytest.param({"stream": False}, False, False, id="no-stream"),
+        pytest.param({"stream": True}, True, False, id="stream"),
+        pytest.param({"stream": True, "stream_options": {}}, True, False, id="no-options"),
+        pytest.param({"stream": True, "stream_options": {"include_usage": None}}, True, False, id="null"),
+        pytest.param({"stream": True, "stream_options": {"include_usage": False}}, True, False, id="not-asked"),
+        pytest.param({"stream": True, "stream_options": {"include_usage": True}}, True, True, id="asked"),
+    ],
+)
+def test_request_tells_whether_it_streams_and_asks_for_usage(
+    fields: dict[str, Any], stream: bool, include_usage: bool
+) -> None:
+    request = parse(model="m", **fields)
+
+    assert (request.stream, request.include_usage) == (stream, include_usage)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        pytest.param({}, None, id="no-cap"),
+        pytest.param({"n": 4}, None, id="no-cap-but-n"),
+        pytest.param({"max_tokens": 100}, 100, id="max-tokens"),
+        pytest.param({"max_tokens": 0}, 0, id="zero"),
+        pytest.param({"max_tokens": 1, "max_completion_tokens": 738}, 738, id="max-completion-tokens-is-larger"),
+        pytest.param({"max_tokens": 738, "max_completion_tokens": 1}, 738, id="max-tokens-is-larger"),
+        pytest.param({"max_tokens": 1, "max_output_tokens": 50}, 50, id="max-output-tokens-is-larger"),
+        pytest.param({"max_tokens": 100, "n": 3}, 300, id="times-n"),
+        pytest.param({"max_tokens": 100, "best_of": 5}, 500, id="times-best-of"),
+        pytest.param({"max_tokens": 100, "n": 2, "best_of": 5}, 500, id="best-of-is-larger"),
+        pytest.param({"max_tokens": 100, "n": 5, "best_of": 2}, 500, id="n-is-larger"),
+        pytest.param({"max_tokens": 100, "n": 0}, 100, id="n-of-zero-is-one"),
+        pytest.param({"max_tokens": 2**31 - 1, "n": 2**31 - 1}, (2**31 - 1) ** 2, id="largest-possible"),
+    ],
+)
+def test_output_is_the_largest_cap_times_the_number_of_choices(fields: dict[str, Any], tokens: int | None) -> None:
+    assert parse(model="m", **fields).output_tokens == tokens
+
+
+# what becomes of a request
+
+
+def test_request_that_names_the_model_already_is_left_alone() -> None:
+    request = parse(model="m")
+
+    assert request.naming("m") is request
+
+
+@pytest.mark.parametrize(
+    ("body", "encoded"),
+    [
+        pytest.param(b'{"model":"m","n":1}', b'{"model":"/models/x","n":1}', id="named"),
+        pytest.param(b'{"n":1}', b'{"n":1,"model":"/models/x"}', id="absent"),
+        pytest.param(b'{"model":null}', b'{"model":"/models/x"}', id="null"),
+    ],
+)
+def test_upstream_sees_its_own_name_of_the_model(body: bytes, encoded: bytes) -> None:
+    request = InferenceRequest.parse(body).naming("/models/x")
+
+    assert (request.model, request.encoded) == ("/models/x", encoded)
+
+
+def test_request_id_of_the_client_does_not_reach_the_upstream() -> None:
+    request = InferenceRequest.parse(b'{"request_id":"mine","model":"m","n":1}').naming("m")
+
+    assert request.encoded == b'{"model":"m","n":1}'
+    assert "request_id" not in request.fields
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        pytest.param(None, b'{"include_usage":true}', id="absent"),
+        pytest.param(b"null", b'{"include_usage":true}', id="null"),
+        pytest.param(b"{}", b'{"include_usage":true}', id="empty"),
+        pytest.param(b'{"include_usage":false}', b'{"include_usage":true}', id="declined"),
+        pytest.param(b'{"include_usage":null,"x":1.10}', b'{"include_usage":true,"x":1.10}', id="others-are-kept"),
+        pytest.param(
+            b'{"x":0.1000000000000000055,"y":"\\u00e9"}',
+            b'{"x":0.1000000000000000055,"y":"\\u00e9","include_usage":true}',
+            id="others-keep-their-notation",
+        ),
+        pytest.param(
+            b'{"include_usage":false,"include_usage":null}', b'{"include_usage":true}', id="duplicates-become-one"
+        ),
+        # it has no effect without include_usage; with ours it would put usage into every chunk
+        pytest.param(b'{"continuous_usage_stats":true}', b'{"include_usage":true}', id="no-continuous-usage"),
+    ],
+)
+def test_asking_for_usage_keeps_the_other_stream_options(options: bytes | None, asked: bytes) -> None:
+    given = b"" if options is None else b',"stream_options":' + options
+
+    request = InferenceRequest.parse(b'{"model":"m","stream":true' + given + b"}").asking_for_usage()
+
+    assert request.encoded == b'{"model":"m","stream":true,"stream_options":' + asked + b"}"
+    assert (request.model, request.stream, request.include_usage) == ("m", True, True)
+
+
+# estimates
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_prompt_is_estimated_from_its_bytes() -> None:
+    messages = [{"role": "user", "content": "x" * 400}]
+    size = len(json.dumps(messages).encode())
+
+    assert parse(model="m", messages=messages).prompt_tokens == -(-size // 4)
+    assert parse(model="m", prompt="x" * 400).prompt_tokens == 101
+    assert parse(model="m", prompt="x" * 398, tools=["y" * 396]).prompt_tokens == 200
+    assert parse(model="m", metadata="x" * 400).prompt_tokens == 0
+
+
+def test_text_of_several_bytes_a_character_counts_by_its_bytes() -> None:
+    body = json.dumps({"prompt": "你" * 100}, ensure_ascii=False).encode()
+
+    assert InferenceRequest.parse(body).prompt_tokens == 76
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("data:image/png;base64,", id="empty"),
+        pytest.param("data:image/png;base64," + "A" * 1_000_000, id="a-megabyte"),
+    ],
+)
+def test_image_given_as_data_url_counts_the_same_whatever_its_size(url: str) -> None:
+    text = {"type": "text", "text": "What is this?"}
+    without = parse(messages=[{"role": "user", "content": [text, image("")]}])
+
+    one = parse(messages=[{"role": "user", "content": [text, image(url)]}])
+    two = parse(messages=[{"role": "user", "content": [text, image(url), image(url)]}])
+
+    assert one.prompt_tokens - without.prompt_tokens == 512
+    assert 1024 <= two.prompt_tokens - without.prompt_tokens < 1024 + 20
+
+
+def test_image_at_an_address_counts_as_its_text() -> None:
+    address = "https://example.com/" + "a" * 400
+
+    assert parse(prompt=address).prompt_tokens == len(address) // 4 + 1
+
+
+def test_estimate_is_prompt_and_output_together() -> None:
+    assert parse(prompt="x" * 398, max_tokens=50, n=2).estimated_tokens == 200
+    assert parse(prompt="x" * 398, max_tokens=0).estimated_tokens == 100
+
+
+def test_output_without_a_cap_is_taken_for_512_tokens() -> None:
+    assert parse(prompt="x" * 398).estimated_tokens == 612
