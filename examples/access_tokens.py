@@ -3,11 +3,11 @@ r"""Access tokens of one's own: minted and revoked by who is logged in, accepted
     uvicorn examples.stand_ins:cluster --port 8001 &
     uvicorn examples.access_tokens:app
 
-    TOKEN=$(curl -s localhost:8000/v1/tokens/ -H "Authorization: Bearer sha256~alice" \
+    TOKEN=$(curl -s localhost:8000/v1/tokens -H "Authorization: Bearer sha256~alice" \
         --json '{"expiration": "15m"}' | jq -r .token)
     curl localhost:8000/hello -H "Authorization: Bearer $TOKEN"
     curl localhost:8000/.well-known/jwks.json
-    curl -X DELETE localhost:8000/v1/tokens/ -H "Authorization: Bearer sha256~alice"
+    curl -X DELETE localhost:8000/v1/tokens -H "Authorization: Bearer sha256~alice"
 
 The last line revokes every token that alice has minted, at once. An access token cannot mint or revoke: 403.
 """
@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 import maas_middleware as maas
 
@@ -31,8 +31,7 @@ ISSUER, AUDIENCE = "https://maas.example.com", "maas"
 access_tokens = maas.JWTProvider(keys=keys, revocations=store, issuer=ISSUER, audience=AUDIENCE)
 logins = maas.OpenShiftProvider(
     api_url=os.environ.get("CLUSTER_URL", "http://127.0.0.1:8001"),
-    token_file=None,  # in a pod: /var/run/secrets/kubernetes.io/serviceaccount/token, and ca.crt beside it
-    transport=maas.cluster_transport(None),
+    # in a pod also: token_file=, and transport=maas.cluster_transport(...), of what Kubernetes mounts there
 )
 tokens = maas.TokensApp(
     minter=maas.JWTMinter(keys=keys, issuer=ISSUER, audience=AUDIENCE),
@@ -55,7 +54,8 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
 either = Middleware(maas.IdentityMiddleware, provider=maas.FirstOf(access_tokens, logins))
 app = Starlette(
     routes=[
-        Mount("/v1/tokens", tokens, middleware=[either]),
+        Route("/v1/tokens", tokens, middleware=[either]),
+        Route("/v1/tokens/{id}", tokens, middleware=[either]),
         Route("/hello", hello, middleware=[Middleware(maas.IdentityMiddleware, provider=access_tokens)]),
         Route("/.well-known/jwks.json", maas.DocumentApp(keys.jwks)),
     ],

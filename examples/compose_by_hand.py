@@ -3,11 +3,9 @@ r"""A Models-as-a-Service round a FastAPI app, put together from its parts: chan
     uvicorn examples.stand_ins:cluster --port 8001 &
     uvicorn examples.compose_by_hand:app
 
-    TOKEN=$(curl -sX POST localhost:8000/v1/tokens/ -H "Authorization: Bearer sha256~alice" | jq -r .token)
+    TOKEN=$(curl -sX POST localhost:8000/v1/tokens -H "Authorization: Bearer sha256~alice" | jq -r .token)
     curl -i localhost:8000/v1/completions -H "Authorization: Bearer $TOKEN" \
         --json '{"model": "echo", "prompt": "Hello!"}'
-
-The slash behind `tokens` is Starlette's: a `Mount` does not match without it.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 import maas_middleware as maas
 
@@ -34,8 +32,7 @@ minter = maas.JWTMinter(keys=keys, issuer=ISSUER, audience=AUDIENCE)
 access_tokens = maas.JWTProvider(keys=keys, revocations=store, issuer=ISSUER, audience=AUDIENCE)
 logins = maas.OpenShiftProvider(
     api_url=os.environ.get("CLUSTER_URL", "http://127.0.0.1:8001"),
-    token_file=None,  # in a pod: /var/run/secrets/kubernetes.io/serviceaccount/token, and ca.crt beside it
-    transport=maas.cluster_transport(None),
+    # in a pod also: token_file=, and transport=maas.cluster_transport(...), of what Kubernetes mounts there
 )
 
 api = FastAPI()
@@ -68,4 +65,5 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     await logins.aclose()
 
 
-app = Starlette(routes=[Mount("/v1/tokens", tokens), Mount("/", inference)], lifespan=lifespan)
+routes = [Route("/v1/tokens", tokens), Route("/v1/tokens/{id}", tokens), Mount("/", inference)]
+app = Starlette(routes=routes, lifespan=lifespan)

@@ -22,12 +22,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from maas_middleware import IdentityMiddleware, OpenShiftProvider, cluster_transport
+from maas_middleware import IdentityMiddleware, OpenShiftProvider
 
 logins = OpenShiftProvider(
     api_url=os.environ.get("CLUSTER_URL", "http://127.0.0.1:8001"),
-    token_file=None,  # in a pod: /var/run/secrets/kubernetes.io/serviceaccount/token, and ca.crt beside it
-    transport=cluster_transport(None),
+    # in a pod also: token_file=, and transport=cluster_transport(...), of what Kubernetes mounts there
 )
 
 

@@ -26,7 +26,8 @@ from .middleware.identity import IdentityMiddleware
 from .middleware.rate_limit import RateLimitMiddleware
 from .middleware.tier import TierMiddleware
 from .middleware.usage import UsageMiddleware
-from .providers.jwt import JWTMinter, JWTProvider, SigningKeys
+from .providers.jwt import JWTMinter, JWTProvider
+from .providers.keys import SigningKeys
 from .providers.openshift import OpenShiftProvider, cluster_transport
 from .settings import (
     ConfigurationError,

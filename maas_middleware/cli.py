@@ -1,4 +1,4 @@
-"""`maas-gateway serve` and `maas-gateway check`."""
+"""`maas-gateway serve`, `maas-gateway check` and `maas-gateway new-key`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 from .preset import gateway
+from .providers.keys import SigningKeys
 from .settings import ConfigurationError, Problem, Settings, load_settings, models_of, tiers_of
 
 logger = logging.getLogger("maas_middleware")
@@ -19,9 +21,11 @@ _GRACE_SECONDS = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, or 1 for a configuration that is refused."""
+    """Run the command; returns its exit code: 0, or 1 for what is refused, which stderr tells."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+    if options.command == "new-key":
+        return _new_key(options.file)
     try:
         settings = load_settings(config=options.config)
         return _serve(options, settings) if options.command == "serve" else _check(settings)
@@ -43,7 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--workers", type=int, default=1, metavar="N")
     serve.add_argument("--ssl-certfile", metavar="FILE")
     serve.add_argument("--ssl-keyfile", metavar="FILE")
+    new_key = commands.add_parser("new-key", help="make a file for tokens.signing_keys_file, with one key")
+    new_key.add_argument("file", metavar="FILE", type=Path)
     return parser
+
+
+def _new_key(path: Path) -> int:
+    try:
+        SigningKeys.generate().save(path)
+    except OSError as error:
+        print(f"{path}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _check(settings: Settings) -> int:

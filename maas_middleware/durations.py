@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _UNITS_NS = {
@@ -15,50 +16,48 @@ _UNITS_NS = {
     "h": 3_600_000_000_000,
     "d": 86_400_000_000_000,
 }
-_MAXIMUM_NS = 1 << 63
-_NUMBER_DIGITS = 19  # as many as an int64 has
 _PART = re.compile(r"(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
+_INT64_DIGITS = 19
 
 
 def parse_duration(text: str) -> float:
     """Read `15m`, `1h30m45s`, `1.5h`, `-2s` or `0` as seconds.
 
-    The grammar, the rounding down to a nanosecond and the range (some 292 years) are those of Go's
-    `time.ParseDuration`, with `d` (24 hours) added.
+    The grammar, and the rounding down to a nanosecond, are those of Go's `time.ParseDuration`, with `d` (24 hours)
+    added. What is too long for Go (292 years) is a duration here, infinite from 20 digits on: over any maximum.
 
     Raises:
         ValueError: `missing unit in duration` for a bare number, else `invalid duration`.
     """
-    negative, rest = text[:1] == "-", text[1:] if text[:1] in ("-", "+") else text
+    sign, rest = (-1, text[1:]) if text[:1] == "-" else (1, text.removeprefix("+"))
     if rest == "0":
         return 0.0
-    total, position = 0, 0
+    total: float = 0
+    position = 0
     while part := _PART.match(rest, position):
         total += _nanoseconds(part[1], part[2] or "", part[3])
-        if total > _MAXIMUM_NS:
-            raise ValueError("invalid duration")
         position = part.end()
-    if position != len(rest) or not rest or (total == _MAXIMUM_NS and not negative):
+    if position != len(rest) or not rest:
         raise ValueError("invalid duration")
-    return (-total if negative else total) / 1_000_000_000
+    return sign * total / 1_000_000_000
 
 
-def _nanoseconds(whole: str, fraction: str, unit: str) -> int:
-    whole = whole.lstrip("0")
-    if len(whole) > _NUMBER_DIGITS:
-        raise ValueError("invalid duration")
+def _nanoseconds(whole: str, fraction: str, unit: str) -> float:
     if not unit:
         raise ValueError("missing unit in duration")
     if unit not in _UNITS_NS:
         raise ValueError("invalid duration")
-    return int(whole or "0") * _UNITS_NS[unit] + _fraction(fraction, _UNITS_NS[unit])
+    whole = whole.lstrip("0") or "0"
+    if len(whole) > _INT64_DIGITS:
+        return math.inf
+    return int(whole) * _UNITS_NS[unit] + _fraction(fraction, _UNITS_NS[unit])
 
 
 def _fraction(digits: str, unit_ns: int) -> int:
-    digits = digits[:_NUMBER_DIGITS]
-    if int(digits or "0") > _MAXIMUM_NS:
+    digits = digits[:_INT64_DIGITS] or "0"
+    if int(digits) > 1 << 63:
         digits = digits[:-1]
-    return int(int(digits or "0") * (unit_ns / 10 ** len(digits)))  # in floating point, as Go does: .3333333333h
+    return int(int(digits) * (unit_ns / 10 ** len(digits)))  # in floating point, as Go does it
 
 
 def format_duration(milliseconds: int) -> str:

@@ -7,7 +7,7 @@ import logging
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._asgi import reject, route_path
-from .assembly import Parts, Service
+from .assembly import Parts
 from .errors import NotConfigured
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .settings import ConfigurationError, Settings, load_settings
@@ -30,7 +30,7 @@ class MaaSMiddleware:
 
     def __init__(self, app: ASGIApp, *, settings: Settings | None = None) -> None:
         self.app = app
-        self._service: Service | _Unconfigured
+        self._service: ASGIApp
         try:
             self._service = Parts(load_settings() if settings is None else settings).mounted_in(app)
         except ConfigurationError as error:
@@ -38,10 +38,6 @@ class MaaSMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._service(scope, receive, send)
-
-    async def aclose(self) -> None:
-        """Close what is open. Only needed where no lifespan reaches the middleware, such as below a `Mount`."""
-        await self._service.aclose()
 
 
 def gateway(settings: Settings | None = None) -> ASGIApp:
@@ -73,9 +69,6 @@ class _Unconfigured:
             await self._app(scope, receive, send)
         else:
             await self._refusal(scope, receive, send)
-
-    async def aclose(self) -> None:
-        """There is nothing to close."""
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,7 +11,6 @@ from maas_middleware import __version__
 from maas_middleware.cli import main
 
 from .processes import ROOT, running
-from .providers.test_jwt import key_entry
 
 EXAMPLE = str(ROOT / "examples" / "gateway" / "maas.yaml")
 
@@ -87,6 +86,19 @@ def test_serve_without_uvicorn_says_what_to_install(
     assert capsys.readouterr().err == "uvicorn is missing: pip install 'maas-middleware[gateway]'\n"
 
 
+def test_new_key_is_for_its_owner_alone_and_overwrites_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys.json"
+
+    made, again = main(["new-key", str(keys)]), main(["new-key", str(keys)])
+
+    assert (made, again) == (0, 1)
+    assert keys.stat().st_mode & 0o777 == 0o600
+    assert json.loads(keys.read_text())["keys"][0]["d"]
+    assert capsys.readouterr().err == f"{keys}: File exists\n"
+
+
 def test_several_workers_need_a_common_signing_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--config", EXAMPLE, "--workers", "2"]) == 1
 
@@ -95,8 +107,8 @@ def test_several_workers_need_a_common_signing_key(capsys: pytest.CaptureFixture
 
 def test_workers_serve_with_a_common_key_and_a_warning(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
-    keys.touch(0o600)
-    keys.write_text(json.dumps({"keys": [key_entry("one")]}))
+    assert main(["new-key", str(keys)]) == 0
+    (key,) = json.loads(keys.read_text())["keys"]
     config = tmp_path / "maas.yaml"
     config.write_text(
         f"tokens: {{signing_keys_file: {keys}}}\nmodels: [{{id: a, tiers: all, upstreams: ['http://127.0.0.1:9']}}]\n"
@@ -108,5 +120,5 @@ def test_workers_serve_with_a_common_key_and_a_warning(tmp_path: Path) -> None:
         with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{gateway.port}", timeout=10) as client:
             answers = [client.get("/.well-known/jwks.json") for _ in range(5)]
 
-    assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {"one"}
+    assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {key["kid"]}
     assert "2 workers: each has limits and revocations of its own" in gateway.printed

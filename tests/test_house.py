@@ -35,8 +35,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "httpx": {"apps/proxy.py", "transports.py", "providers/openshift.py", "providers/_apiserver.py"},
     "limits": {"limiting.py"},
-    "jwt": {"providers/jwt.py"},
-    "cryptography": {"providers/jwt.py"},
+    "jwt": {"providers/jwt.py", "providers/keys.py"},
+    "cryptography": {"providers/keys.py"},
     "yaml": {"settings/loading.py"},
     "uvicorn": {"cli.py"},
 }

@@ -28,7 +28,7 @@ class TokensApp:
     "issuedAt", "jti"}`; `DELETE /` revokes all of the caller's tokens, `DELETE /{jti}` one: 204.
 
     Args:
-        resolver: where given, callers who are in no tier may not mint.
+        resolver: callers who are in no tier may not mint.
         lifetimes: default: 4 hours, at least 10 minutes and at most 24 hours.
     """
 
@@ -37,7 +37,7 @@ class TokensApp:
         *,
         minter: TokenMinter,
         store: TokenStore,
-        resolver: TierResolver | None = None,
+        resolver: TierResolver,
         lifetimes: LifetimePolicy | None = None,
     ) -> None:
         self._minter = minter
@@ -75,8 +75,7 @@ class TokensApp:
 
     async def _mint(self, request: Request, identity: Identity) -> Response:
         asked = _object(await read_body(request.receive, _MAXIMUM_BODY_BYTES))
-        if self._resolver is not None:
-            await self._resolver.resolve(identity)
+        await self._resolver.resolve(identity)
         lifetime = self._lifetimes.grant(asked.get("expiration"))
         minted = self._minter.mint(identity, lifetime, await self._store.generation(identity.key))
         if len(minted.token) > MAXIMUM_TOKEN_BYTES:

@@ -77,8 +77,9 @@ class _Account:
 
     def _lapse(self, now_ms: int) -> None:
         while self._leases:
-            lease_id, (self._lapse_ms, _) = next(iter(self._leases.items()))
-            if self._lapse_ms > now_ms:
+            lease_id, (lapse_ms, _) = next(iter(self._leases.items()))
+            if lapse_ms > now_ms:
+                self._lapse_ms = lapse_ms
                 return
             self.end(lease_id)
 
@@ -86,8 +87,27 @@ class _Account:
 class MemoryLedger:
     """Counts for one process, and forgets with it. Other processes count on their own.
 
+    A lease that has lapsed is not revived by `renew`. One that lapsed, was granted by another ledger, or was settled
+    more than ten minutes ago, is charged by `settle` all the same; a request is given back while its bucket counts.
+
+    Changed limits keep what was used, window by window: a new amount applies to what the window holds already; a
+    window that is left out for a while keeps what was used in it before; and a window of a length that is new to the
+    subject starts with no history. Of two limits on windows of one length only the stricter counts.
+
+    Where several limits stand in the way, the verdict tells the wait for the last of them.
+
+    Nothing is awaited inside a call, so each is atomic, and none takes longer because there are more subjects.
+    The limits of a `Subject` should be the same tuple in each call: another one has to be compared first.
+
     Args:
         clock: seconds, never going back.
+        lease_seconds: a lease lapses so long after it was granted or last renewed.
+        maximum_subjects: of more subjects, the one that made no call for the longest time is forgotten. It starts
+            again with nothing used; its calls in flight are still charged. So whoever can invent subjects can reset
+            anybody's limits: let them be authenticated users. Before that, a subject of which nothing counts any
+            more is dropped once it is the one that made no call for the longest time. One takes about 1 kB.
+        maximum_marks: settled leases that are remembered for ten minutes, so that settling them again does nothing.
+            Of more, the oldest is forgotten. One takes about half a kB.
     """
 
     def __init__(

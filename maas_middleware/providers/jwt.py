@@ -4,91 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 import jwt
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
-from jwt.algorithms import ECAlgorithm
 
 from ..errors import InvalidCredentials
 from ..identity import Identity, Scope, credential
 from ..tokens import Claims, MintedToken, Revocations, fitting_groups
+from .keys import ALGORITHM, SigningKeys
 
 if TYPE_CHECKING:
     from jwt.types import Options  # not in PyJWT 2.10
 
-ALGORITHM = "ES256"
 TOKEN_TYPE = "at+jwt"  # RFC 9068
 _CLOCK_SKEW_SECONDS = 5
 _RESTRICTION = "An access token cannot manage tokens: use the token that you logged in with"
-
-
-class SigningKeys:
-    """A ring of ES256 keys: the first signs, all verify.
-
-    Args:
-        keys: private keys by their `kid`.
-    """
-
-    def __init__(self, keys: Sequence[tuple[str, EllipticCurvePrivateKey]]) -> None:
-        self.key_id, self.key = keys[0]
-        self._public = {key_id: key.public_key() for key_id, key in keys}
-
-    @classmethod
-    def generate(cls) -> SigningKeys:
-        """One fresh key, for a single process that keeps nothing."""
-        key = generate_private_key(SECP256R1())
-        public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
-        thumbprint = json.dumps({name: public[name] for name in ("crv", "kty", "x", "y")}, separators=(",", ":"))
-        digest = hashlib.sha256(thumbprint.encode()).digest()  # RFC 7638
-        return cls([(base64.urlsafe_b64encode(digest).rstrip(b"=").decode(), key)])
-
-    @classmethod
-    def load(cls, path: Path) -> SigningKeys:
-        """Read a JWK set of private P-256 keys, each with a `kid` of its own.
-
-        Raises:
-            ValueError: it is not such a set, or others than the owner may read the file.
-            OSError: it cannot be read.
-        """
-        if path.stat().st_mode & 0o077:
-            raise ValueError("may be read by others than its owner: its mode must be 0600")
-        try:
-            entries = [(entry["kid"], ECAlgorithm.from_jwk(entry)) for entry in json.loads(path.read_text())["keys"]]
-        except (ValueError, KeyError, TypeError, RecursionError, jwt.InvalidKeyError):
-            entries = []
-        keys = [(key_id, key) for key_id, key in entries if _is_key_id(key_id) and _is_private(key)]
-        if not keys or len(dict(keys)) != len(entries):
-            raise ValueError("is not a JWK set of private P-256 keys with a kid each")
-        return cls(keys)
-
-    def public(self, key_id: str) -> Any | None:
-        """The key that verifies what `key_id` signed, None where there is none."""
-        return self._public.get(key_id)
-
-    def jwks(self) -> dict[str, Any]:
-        """The public keys as a JWK set (RFC 7517)."""
-        return {
-            "keys": [
-                {**ECAlgorithm.to_jwk(key, as_dict=True), "kid": key_id, "use": "sig", "alg": ALGORITHM}
-                for key_id, key in self._public.items()
-            ]
-        }
-
-
-def _is_key_id(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value != ""
-
-
-def _is_private(key: object) -> TypeGuard[EllipticCurvePrivateKey]:
-    return isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1)
 
 
 class _Payload(msgspec.Struct):

@@ -10,7 +10,7 @@ from .running import ALICE, BOB, bearer, running
 
 
 async def mint(client: httpx.AsyncClient, login: dict[str, str]) -> dict[str, str]:
-    answer = await client.post("/v1/tokens/", headers=login, json={"expiration": "15m"})
+    answer = await client.post("/v1/tokens", headers=login, json={"expiration": "15m"})
     assert (answer.status_code, answer.json()["expiration"]) == (201, "15m0s")
     minted: dict[str, str] = answer.json()
     return minted
@@ -31,7 +31,7 @@ async def test_revoking_ends_the_tokens_of_one_user_at_once() -> None:
         minted = [await mint(client, ALICE), await mint(client, ALICE), await mint(client, BOB)]
         one = await client.delete(f"/v1/tokens/{minted[0]['jti']}", headers=ALICE)
         after_one = [await client.get("/hello", headers=bearer(each["token"])) for each in minted]
-        everything = await client.delete("/v1/tokens/", headers=ALICE)
+        everything = await client.delete("/v1/tokens", headers=ALICE)
         after_all = [await client.get("/hello", headers=bearer(each["token"])) for each in minted]
 
     assert (one.status_code, everything.status_code) == (204, 204)
@@ -44,8 +44,8 @@ async def test_an_access_token_neither_mints_nor_revokes() -> None:
     async with serving(cluster) as cluster_url, running("access_tokens", CLUSTER_URL=cluster_url) as client:
         headers = bearer((await mint(client, ALICE))["token"])
         answers = [
-            await client.post("/v1/tokens/", headers=headers),
-            await client.delete("/v1/tokens/", headers=headers),
+            await client.post("/v1/tokens", headers=headers),
+            await client.delete("/v1/tokens", headers=headers),
         ]
 
     assert [answer.status_code for answer in answers] == [403, 403]

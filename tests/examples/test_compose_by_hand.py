@@ -10,7 +10,7 @@ QUESTION = {"model": "echo", "prompt": "Hello!"}
 
 async def test_a_minted_token_is_admitted_metered_and_answered() -> None:
     async with serving(cluster) as cluster_url, running("compose_by_hand", CLUSTER_URL=cluster_url) as client:
-        minted = await client.post("/v1/tokens/", headers=ALICE)
+        minted = await client.post("/v1/tokens", headers=ALICE)
         answer = await client.post("/v1/completions", headers=bearer(minted.json()["token"]), json=QUESTION)
 
     assert minted.status_code == 201
@@ -25,7 +25,7 @@ async def test_a_minted_token_is_admitted_metered_and_answered() -> None:
 async def test_a_login_mints_but_calls_no_models() -> None:
     async with serving(cluster) as cluster_url, running("compose_by_hand", CLUSTER_URL=cluster_url) as client:
         login = await client.post("/v1/completions", headers=BOB, json=QUESTION)
-        stranger = await client.post("/v1/tokens/")
+        stranger = await client.post("/v1/tokens")
 
     assert (login.status_code, login.json()["error"]["details"]) == (401, {"reason": "unknown"})
     assert (stranger.status_code, stranger.json()["error"]["details"]) == (401, {"reason": "missing"})
@@ -33,8 +33,8 @@ async def test_a_login_mints_but_calls_no_models() -> None:
 
 async def test_an_access_token_calls_models_within_its_tier_but_does_not_mint() -> None:
     async with serving(cluster) as cluster_url, running("compose_by_hand", CLUSTER_URL=cluster_url) as client:
-        headers = bearer((await client.post("/v1/tokens/", headers=BOB)).json()["token"])
-        minted = await client.post("/v1/tokens/", headers=headers)
+        headers = bearer((await client.post("/v1/tokens", headers=BOB)).json()["token"])
+        minted = await client.post("/v1/tokens", headers=headers)
         answers = [await client.post("/v1/completions", headers=headers, json=QUESTION) for _ in range(6)]
 
     assert (minted.status_code, minted.json()["error"]["code"]) == (403, "access_denied")
@@ -44,7 +44,7 @@ async def test_an_access_token_calls_models_within_its_tier_but_does_not_mint() 
 
 async def test_what_is_no_inference_is_refused_in_the_envelope() -> None:
     async with serving(cluster) as cluster_url, running("compose_by_hand", CLUSTER_URL=cluster_url) as client:
-        headers = bearer((await client.post("/v1/tokens/", headers=BOB)).json()["token"])
+        headers = bearer((await client.post("/v1/tokens", headers=BOB)).json()["token"])
         missing = await client.get("/docs", headers=headers)
 
     assert missing.status_code == 404

@@ -22,7 +22,7 @@ from .running import running
             {
                 "message": "Input should be a valid integer, unable to parse string as an integer",
                 "type": "invalid_request_error",
-                "param": None,
+                "param": "octave",
                 "code": "unprocessable_entity",
             },
             id="validation",

@@ -16,7 +16,8 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from maas_middleware.errors import InvalidCredentials, InvalidRequest, StoreUnavailable
 from maas_middleware.identity import MAXIMUM_TOKEN_BYTES, Identity, Scope
-from maas_middleware.providers.jwt import JWTMinter, JWTProvider, SigningKeys
+from maas_middleware.providers.jwt import JWTMinter, JWTProvider
+from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.stores.memory import MemoryTokenStore
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.tokens import Claims

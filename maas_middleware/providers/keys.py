@@ -1,0 +1,98 @@
+"""The keys that sign access tokens."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from jwt.algorithms import ECAlgorithm
+
+ALGORITHM = "ES256"
+
+
+class SigningKeys:
+    """A ring of ES256 keys: the first signs, all verify.
+
+    Args:
+        keys: private keys by their `kid`.
+    """
+
+    def __init__(self, keys: Sequence[tuple[str, EllipticCurvePrivateKey]]) -> None:
+        self.key_id, self.key = keys[0]
+        self._private = dict(keys)
+        self._public = {key_id: key.public_key() for key_id, key in keys}
+
+    @classmethod
+    def generate(cls) -> SigningKeys:
+        """One fresh key, for a single process that keeps nothing."""
+        key = generate_private_key(SECP256R1())
+        public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        thumbprint = json.dumps({name: public[name] for name in ("crv", "kty", "x", "y")}, separators=(",", ":"))
+        digest = hashlib.sha256(thumbprint.encode()).digest()  # RFC 7638
+        return cls([(base64.urlsafe_b64encode(digest).rstrip(b"=").decode(), key)])
+
+    @classmethod
+    def load(cls, path: Path) -> SigningKeys:
+        """Read a JWK set of private P-256 keys, each with a `kid` of its own.
+
+        Raises:
+            ValueError: it is not such a set, or others than the owner may read the file.
+            OSError: it cannot be read.
+        """
+        if path.stat().st_mode & 0o077:
+            raise ValueError("may be read by others than its owner: its mode must be 0600")
+        try:
+            entries = [(entry["kid"], ECAlgorithm.from_jwk(entry)) for entry in json.loads(path.read_text())["keys"]]
+        except (ValueError, KeyError, TypeError, RecursionError, jwt.InvalidKeyError):
+            entries = []
+        keys = [(key_id, key) for key_id, key in entries if _is_key_id(key_id) and _is_private(key)]
+        if not keys or len(dict(keys)) != len(entries):
+            raise ValueError("is not a JWK set of private P-256 keys with a kid each")
+        return cls(keys)
+
+    def public(self, key_id: str) -> Any | None:
+        """The key that verifies what `key_id` signed, None where there is none."""
+        return self._public.get(key_id)
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys as a JWK set (RFC 7517)."""
+        return _jwks(self._public)
+
+    def save(self, path: Path) -> None:
+        """Write the private keys to a new file that only its owner may read, for `load`.
+
+        Raises:
+            OSError: there is such a file already, or it cannot be written.
+        """
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(_jwks(self._private), file, indent=2)
+
+
+def _jwks(keys: Mapping[str, EllipticCurvePrivateKey | EllipticCurvePublicKey]) -> dict[str, Any]:
+    return {
+        "keys": [
+            {**ECAlgorithm.to_jwk(key, as_dict=True), "kid": key_id, "use": "sig", "alg": ALGORITHM}
+            for key_id, key in keys.items()
+        ]
+    }
+
+
+def _is_key_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value != ""
+
+
+def _is_private(key: object) -> TypeGuard[EllipticCurvePrivateKey]:
+    return isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1)
