@@ -6,10 +6,10 @@ from .apps.proxy import ProxyApp
 from .apps.tokens import TokensApp
 from .catalogue import Catalogue, Model
 from .context import MaaSContext, get_context
-from .errors import AuthUnavailable, InvalidCredentials, MaaSError, NoTier, StoreUnavailable
+from .errors import AccessDenied, AuthUnavailable, InvalidCredentials, MaaSError, NoTier, StoreUnavailable
 from .identity import FirstOf, Identity, IdentityProvider, credential
 from .ledgers.memory import MemoryLedger
-from .limiting import Ledger, Limit, parse_limits
+from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Subject, Verdict, parse_limits
 from .middleware import stack
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.identity import IdentityMiddleware
@@ -33,16 +33,21 @@ from .settings import (
 )
 from .stores.memory import MemoryTokenStore
 from .tiers import GroupTierResolver, Tier, TierResolver
-from .tokens import LifetimePolicy, TokenStore
+from .tokens import Claims, LifetimePolicy, MintedToken, Revocations, TokenMinter, TokenStore
 from .transports import upstream_transport
 from .usage import TokenUsage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessDenied",
     "AuthUnavailable",
+    "Budget",
     "Catalogue",
+    "Charge",
+    "Claims",
     "ConfigurationError",
+    "Demand",
     "DocumentApp",
     "ErrorEnvelopeMiddleware",
     "FirstOf",
@@ -53,6 +58,7 @@ __all__ = [
     "InvalidCredentials",
     "JWTMinter",
     "JWTProvider",
+    "Lease",
     "Ledger",
     "LifetimePolicy",
     "Limit",
@@ -62,6 +68,7 @@ __all__ = [
     "MaaSMiddleware",
     "MemoryLedger",
     "MemoryTokenStore",
+    "MintedToken",
     "Model",
     "ModelSettings",
     "ModelsApp",
@@ -71,18 +78,22 @@ __all__ = [
     "ProxyApp",
     "ProxySettings",
     "RateLimitMiddleware",
+    "Revocations",
     "Settings",
     "SigningKeys",
     "StoreUnavailable",
+    "Subject",
     "Tier",
     "TierMiddleware",
     "TierResolver",
     "TierSettings",
+    "TokenMinter",
     "TokenSettings",
     "TokenStore",
     "TokenUsage",
     "TokensApp",
     "UsageMiddleware",
+    "Verdict",
     "cluster_transport",
     "credential",
     "gateway",

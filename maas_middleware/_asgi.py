@@ -8,17 +8,19 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 from urllib.parse import quote
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .context import ensure_context
-from .errors import MaaSError, NotFound, RequestTooLarge, envelope
+from .errors import MaaSError, NotFound, RequestTooLarge, StoreUnavailable, envelope
 from .requests import InferenceRequest
 
 logger = logging.getLogger("maas_middleware")
 
 MAXIMUM_BODY_BYTES = 32 << 20
+LEDGER_SECONDS = 1.0
 # messages that carry a body or the next piece of it
 BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 # what describes a body, and so is wrong for another one
@@ -176,6 +178,19 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Callable[[R
         await reject(scope, receive, send, error)
         return
     await response(scope, receive, send)
+
+
+async def in_time(operation: Awaitable[T]) -> T:
+    """Wait for the ledger, also when the request is cancelled meanwhile: neither a lease nor a charge may get lost.
+
+    Raises:
+        StoreUnavailable: it takes more than a second.
+    """
+    try:
+        with anyio.fail_after(LEDGER_SECONDS, shield=True):
+            return await operation
+    except TimeoutError:
+        raise StoreUnavailable from None
 
 
 def required(value: T | None, shell: str, missing: str, outer: str) -> T:

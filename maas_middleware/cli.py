@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .assembly import Parts
 from .preset import gateway
 from .providers.keys import SigningKeys
-from .settings import ConfigurationError, Problem, Settings, load_settings, models_of, tiers_of
+from .settings import ConfigurationError, Problem, Settings, load_settings
 
 logger = logging.getLogger("maas_middleware")
 
@@ -62,13 +63,16 @@ def _new_key(path: Path) -> int:
 
 
 def _check(settings: Settings) -> int:
-    for tier in tiers_of(settings):
+    parts = Parts(settings)
+    for tier in parts.tiers.current():
         print(f"tier {tier.name}: level {tier.level}, groups {', '.join(tier.groups)}")
-    for model in models_of(settings) or ():
+    for model in parts.catalogue.models:
         allowed = "every tier" if model.tiers is None else ", ".join(sorted(model.tiers)) or "nobody"
         print(f"model {model.id}: for {allowed}, below {model.path}")
-    if not settings.models:
-        print("no models: fit to be mounted in an inference app, not for `maas-gateway serve`")
+    try:
+        parts.gateway()
+    except ConfigurationError as error:
+        print(f"fit to be mounted in an inference app, but not for `maas-gateway serve`:\n{error}")
     print("The configuration is valid.")
     return 0
 

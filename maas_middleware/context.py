@@ -19,8 +19,9 @@ class MaaSContext:
     """What is known of a request so far; None means that it is not known.
 
     Each field has one writer: `ErrorEnvelopeMiddleware` writes `request_id`; `IdentityMiddleware` `identity`;
-    `TierMiddleware` `tier`, `endpoint` and `model`; whoever first reads the body `request`; `RateLimitMiddleware`
-    `verdict` and `lease`; `UsageMiddleware` `usage` and `produced`; whoever refuses the request `refusal`.
+    `TierMiddleware` `tier` and `endpoint`; whoever finds the model, in a path or a body, `model`; whoever first reads
+    the body `request`; `RateLimitMiddleware` `verdict` and `lease`; `UsageMiddleware` `usage` and `produced`; whoever
+    refuses the request `refusal`.
 
     Attributes:
         usage: the last usage that the model reported; None is unknown, never 0.

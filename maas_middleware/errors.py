@@ -25,6 +25,7 @@ class MaaSError(Exception):
         message: a sentence without tokens, stacks or upstream addresses; default: the table's.
         code: a more exact code than the table's.
         status: a more exact HTTP status than the table's.
+        kind: a more exact `type` than the table's.
         param: the parameter of the request that is at fault.
         details: what a person needs beyond the message, as JSON data.
         headers: HTTP headers that go with the answer; a 503 without any says `retry-after: 2`.
@@ -36,13 +37,14 @@ class MaaSError(Exception):
         *,
         code: str | None = None,
         status: int | None = None,
+        kind: str | None = None,
         param: str | None = None,
         details: dict[str, Any] | None = None,
         headers: Headers = (),
     ) -> None:
         row = next(ERRORS[kind] for kind in type(self).__mro__ if kind in ERRORS)
         self.status = row[0] if status is None else status
-        self.type = row[1]
+        self.type = row[1] if kind is None else kind
         self.code = row[2] if code is None else code
         self.message = row[3] if message is None else message
         self.param = param
@@ -145,7 +147,7 @@ ERRORS: dict[type[MaaSError], tuple[int, str, str, str]] = {
     InternalError: (500, "server_error", "internal_error", "Internal error"),
     UpstreamError: (502, "server_error", "upstream_error", "The model failed to answer"),
     UpstreamUnavailable: (503, "server_error", "upstream_unavailable", "The model is not available at the moment"),
-    StoreUnavailable: (503, "server_error", "store_unavailable", "Usage cannot be counted at the moment"),
+    StoreUnavailable: (503, "server_error", "store_unavailable", "The service cannot reach its store at the moment"),
     AuthUnavailable: (503, "server_error", "auth_unavailable", "The identity provider does not answer at the moment"),
     NotConfigured: (503, "server_error", "not_configured", "The service is not configured"),
     UpstreamTimeout: (504, "server_error", "upstream_timeout", "The model took too long to answer"),
@@ -176,12 +178,15 @@ _REFUSALS: dict[int, tuple[str, str]] = {
 }
 
 
-def inner_error(status: int, body: bytes) -> MaaSError:
+def inner_error(status: int, body: bytes, *, is_behind_us: bool = True) -> MaaSError:
     """Read the error answer of an upstream or an inner app, of whatever shape, as one of ours.
 
     A 4xx keeps its message, its `param` and a `code` that is a string. The messages of a 5xx and of an unknown model
-    are ours: theirs name paths and aliases.
+    are ours: theirs name paths and aliases. Behind us a 401 or 403 becomes a 502: the caller's credential was right,
+    and the one that was refused is ours.
     """
+    if status in (401, 403) and is_behind_us:
+        return UpstreamError()
     if status >= 500:
         return _SERVER_ERRORS.get(status, InternalError)()
     try:
@@ -211,6 +216,4 @@ def _text(value: object) -> str | None:
 
 def _refusal(status: int, message: str | None, param: str | None, code: str | None) -> MaaSError:
     kind, default_code = _REFUSALS.get(status, ("invalid_request_error", "invalid_request"))
-    refusal = UpstreamRefusal(message, status=status, code=code or default_code, param=param)
-    refusal.type = kind
-    return refusal
+    return UpstreamRefusal(message, status=status, kind=kind, code=code or default_code, param=param)

@@ -59,13 +59,14 @@ class _Unconfigured:
         self._app = app
         self._error = error
         self._refusal = ErrorEnvelopeMiddleware(_refuse)
+        self._public_paths = frozenset(Settings().public_paths)
         logger.error("the configuration was refused:\n%s", error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(self._error)})
-        elif route_path(scope) in Settings().public_paths:
+        elif route_path(scope) in self._public_paths:
             await self._app(scope, receive, send)
         else:
             await self._refusal(scope, receive, send)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -30,17 +30,18 @@ class GatewayProcess:
 
 
 def running_gateway(*arguments: str) -> AbstractContextManager[GatewayProcess]:
-    """Run the example gateway on a free port, and end it."""
-    return running("examples.gateway", *arguments)
+    """Run the example gateway as its script does, on a free port, and end it."""
+    return running(str(ROOT / "scripts" / "gateway"), *arguments)
 
 
 @contextmanager
-def running(module: str, *arguments: str) -> Iterator[GatewayProcess]:
-    """Run a module that serves a gateway, and end it."""
+def running(*command: str) -> Iterator[GatewayProcess]:
+    """Run a command that serves a gateway, and end it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PORT": "0"},
+        command,
+        env={**os.environ, "PORT": str(port)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

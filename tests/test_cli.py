@@ -39,7 +39,9 @@ def test_check_without_a_file_validates_the_environment(
 
     printed = capsys.readouterr().out
     assert "model hidden: for nobody, below /hidden" in printed
-    assert "no models: fit to be mounted in an inference app, not for `maas-gateway serve`" in printed
+    assert "fit to be mounted in an inference app, but not for `maas-gateway serve`:" in printed
+    assert "models[0].upstreams: the gateway needs one" in printed
+    assert "models: the gateway needs at least one model" in printed
 
 
 def test_check_names_every_problem_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +57,21 @@ def test_check_names_every_problem_with_its_place(tmp_path: Path, capsys: pytest
         "unheard",
     ]
     assert "secret" not in "".join(problems)
+
+
+def test_check_refuses_what_serve_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys.json").write_text("{}")
+    (tmp_path / "keys.json").chmod(0o644)
+    (tmp_path / "ca.crt").write_text("no certificate")
+    (tmp_path / "maas.yaml").write_text(f"openshift: {{ca_file: {tmp_path}/ca.crt}}")
+    (tmp_path / "keys.yaml").write_text(f"tokens: {{signing_keys_file: {tmp_path}/keys.json}}")
+
+    exits = [main(["check", "--config", str(tmp_path / name)]) for name in ("maas.yaml", "keys.yaml")]
+
+    assert exits == [1, 1]
+    authority, keys = capsys.readouterr().err.splitlines()
+    assert authority == f"maas.yaml: openshift.ca_file: {tmp_path}/ca.crt holds no certificate"
+    assert keys.startswith("tokens.signing_keys_file: ")
 
 
 def test_missing_file_is_a_problem_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +131,9 @@ def test_workers_serve_with_a_common_key_and_a_warning(tmp_path: Path) -> None:
         f"tokens: {{signing_keys_file: {keys}}}\nmodels: [{{id: a, tiers: all, upstreams: ['http://127.0.0.1:9']}}]\n"
     )
 
-    with running("maas_middleware", "serve", "--config", str(config), "--port", "0", "--workers", "2") as gateway:
+    with running(
+        sys.executable, "-m", "maas_middleware", "serve", "--config", str(config), "--port", "0", "--workers", "2"
+    ) as gateway:
         # the workers begin to listen after their parent has said so
         transport = httpx.HTTPTransport(retries=6)
         with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{gateway.port}", timeout=10) as client:

@@ -277,7 +277,7 @@ def vllm(status: int, message: str, kind: str, param: str | None = None) -> byte
 def test_refusal_of_an_upstream_keeps_its_message_in_our_envelope(
     status: int, body: bytes, expected: tuple[str, str, str, str | None]
 ) -> None:
-    error = inner_error(status, body)
+    error = inner_error(status, body, is_behind_us=False)
 
     assert error.status == status
     assert (error.type, error.code, error.message, error.param) == expected
@@ -367,3 +367,10 @@ def test_unknown_model_of_an_upstream_is_told_in_our_words(body: bytes) -> None:
 
 def test_unreadable_404_is_not_taken_for_an_unknown_model() -> None:
     assert inner_error(404, b"<html>no such model</html>").code == "not_found"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_app_behind_us_that_refuses_a_credential_refuses_ours(status: int) -> None:
+    error = inner_error(status, b'{"error": "Unauthorized"}')
+
+    assert (error.status, error.code, error.message) == (502, "upstream_error", "The model failed to answer")

@@ -6,10 +6,12 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from maas_middleware import ConfigurationError, gateway, load_settings
+from maas_middleware.requests import InferenceRequest
 
 from .deployments import Deployment, bearer, chat, deployed
 
@@ -208,3 +210,62 @@ async def test_changed_tiers_apply_to_live_tokens(tmp_path: Path) -> None:
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "degraded": ["tiers"]})
     assert last.headers["x-ratelimit-limit-requests"] == "77"
     assert "x-ratelimit-limit-tokens" not in last.headers
+
+
+async def test_client_that_leaves_mid_stream_is_charged_what_was_produced_and_the_upstream_is_closed(
+    service: Deployment,
+) -> None:
+    headers = bearer(await service.mint())
+    service.simulator.gate, service.simulator.hold_after = anyio.Event(), 4
+
+    stream = service.client.stream("POST", "/v1/chat/completions", json=chat(stream=True), headers=headers)
+    async with stream as answer:
+        lines = answer.aiter_lines()
+        while '"content":" simulator,"' not in await anext(lines):
+            pass
+    with anyio.fail_after(5):
+        await service.simulator.requests[0].done.wait()
+        remaining = "0"
+        while remaining == "0":  # the reservation, until it is settled
+            head = await service.client.head("/v1/chat/completions", headers=headers)
+            remaining = head.headers["x-ratelimit-remaining-tokens"]
+
+    prompt = InferenceRequest.parse(service.simulator.requests[0].body).prompt_tokens
+    assert service.simulator.requests[0].outcome == "cancelled"
+    assert 100 - int(remaining) == prompt + 4
+    assert head.headers["x-ratelimit-remaining-requests"] == "4"
+
+
+async def test_parallel_requests_never_exceed_the_limit(service: Deployment) -> None:
+    headers = bearer(await service.mint())
+    statuses: list[int] = []
+
+    async def call() -> None:
+        response = await service.client.post("/v1/chat/completions", json=chat(max_tokens=1), headers=headers)
+        statuses.append(response.status_code)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(call)
+
+    assert statuses.count(200) == len(service.simulator.requests) <= 5
+    assert set(statuses) <= {200, 429}
+
+
+async def test_dead_upstream_costs_nothing(service: Deployment) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b"<html>Traceback at 10.0.0.1"})
+
+    headers = bearer(await service.mint())
+    service.simulator.failure = broken
+
+    answer = await service.client.post("/v1/chat/completions", json=chat(), headers=headers)
+    head = await service.client.head("/v1/chat/completions", headers=headers)
+
+    assert answer.status_code == 502
+    assert answer.json()["error"]["code"] == "upstream_error"
+    assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+    assert "10.0.0.1" not in answer.text
+    assert head.headers["x-ratelimit-remaining-requests"] == "5"
+    assert head.headers["x-ratelimit-remaining-tokens"] == "100"

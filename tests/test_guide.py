@@ -171,8 +171,14 @@ def test_a_revoked_token_is_refused_at_once(shell: dict[str, str], tmp_path: Pat
     assert after.json()["error"]["details"] == {"reason": "revoked"}
 
 
-def test_ctrl_c_ends_the_example_gateway(tmp_path: Path) -> None:
+def test_what_the_example_gateway_prints_works_as_pasted_and_ctrl_c_ends_it() -> None:
     with running_gateway() as gateway:
-        assert "OC_TOKEN=sha256~demo-free" in gateway.printed
+        _, _, pasted = gateway.printed.partition("\nOC_TOKEN=")
+        pasted, _, _ = pasted.partition("\nCtrl-C")
+        ran = subprocess.run(["bash", "-c", f"OC_TOKEN={pasted}"], capture_output=True, text=True, timeout=20)
+        exit_code = gateway.interrupt()
 
-        assert gateway.interrupt() == 0
+    assert ran.returncode == 0, ran.stderr
+    assert "data: [DONE]" in ran.stdout
+    assert "x-ratelimit-remaining-requests: 4" in ran.stdout
+    assert exit_code == 0

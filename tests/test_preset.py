@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -179,7 +180,9 @@ def test_refused_configuration_fails_the_startup() -> None:
         "app = FastAPI(); app.add_middleware(MaaSMiddleware); uvicorn.run(app, port=0)"
     )
 
-    ran = subprocess.run([sys.executable, "-c", code], env=BAD, capture_output=True, text=True, timeout=20)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **BAD}, capture_output=True, text=True, timeout=20
+    )
 
     assert ran.returncode == 3
     assert "MAAS_COUNTERS: redis://... is not supported by this version" in ran.stderr

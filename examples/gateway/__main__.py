@@ -7,6 +7,7 @@ stand-in cluster and two simulated model servers listen on free ports, in thread
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -76,7 +77,7 @@ Ctrl-C ends all of it.
 def serve_in_thread(app: ASGIApp) -> str:
     """Serve an app on a free port for as long as the process lives; returns its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     threading.Thread(target=server.run, args=([listener],), daemon=True).start()
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -99,8 +100,11 @@ def run() -> int:
         os.environ["MAAS_OPENSHIFT_API_URL"] = serve_in_thread(
             StandInCluster(USERS, reviewer_token=reviewer.read_text())
         )
+        # the stand-ins serve in threads of their own; the log is the gateway's
+        logging.getLogger("uvicorn.access").addFilter(lambda record: record.threadName == "MainThread")
         os.environ["MAAS_MODELS"] = json.dumps(upstreams_in_place(config))
-        print(WELCOME.format(url=f"http://127.0.0.1:{port}", users=", ".join(list(USERS)[1:])), flush=True)
+        scheme = "https" if "--ssl-certfile" in sys.argv else "http"
+        print(WELCOME.format(url=f"{scheme}://127.0.0.1:{port}", users=", ".join(list(USERS)[1:])), flush=True)
         return main(["serve", "--config", str(CONFIG), "--port", port, *sys.argv[1:]])
 
 

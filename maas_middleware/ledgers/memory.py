@@ -127,11 +127,6 @@ class MemoryLedger:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._marks: OrderedDict[tuple[str, str], tuple[int, Lease]] = OrderedDict()
 
-    @property
-    def subjects(self) -> int:
-        """How many subjects are remembered now."""
-        return len(self._accounts)
-
     async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
         """Admit or refuse. Repeated with a lease id that is live or settled: that lease, and the limits as of now."""
         now_ms = self._now_ms()

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
 from ..context import MaaSContext, ensure_context
-from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamError, envelope, inner_error
+from ..errors import InternalError, InvalidRequest, MaaSError, envelope, inner_error
 from ..identity import header
 
 logger = logging.getLogger("maas_middleware")
@@ -146,11 +146,11 @@ class _Responder:
             await self._translate(start)
 
     async def _translate(self, start: Message) -> None:
-        error = inner_error(start["status"], bytes(self._error_body))
+        is_behind_us = self._context.identity is not None
+        error = inner_error(start["status"], bytes(self._error_body), is_behind_us=is_behind_us)
         headers = without_headers(start.get("headers", ()), *_REPLACED_HEADERS)
-        if error.status in (401, 403) and self._context.identity is not None:
-            # the caller's credential was right: the one that was refused is ours
-            error, headers = UpstreamError(), without_headers(headers, b"www-authenticate")
+        if error.status != start["status"]:
+            headers = without_headers(headers, b"www-authenticate")
         names = {name.lower() for name, _ in headers}
         await self._answer(error, [*headers, *(pair for pair in error.headers if pair[0] not in names)])
 

@@ -6,23 +6,22 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
-import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._asgi import BODY_MESSAGES, new_id, reject, required, with_headers
+from .._asgi import BODY_MESSAGES, in_time, new_id, reject, required, with_headers
 from ..context import MaaSContext, ensure_context
-from ..errors import AccessDenied, MaaSError, RateLimitExceeded, StoreUnavailable
+from ..errors import AccessDenied, MaaSError, RateLimitExceeded
 from ..limiting import (
-    Charge,
     Demand,
     Headers,
     Lease,
     Ledger,
+    Outcome,
     Subject,
     Verdict,
     after_use,
+    charge_for,
     rate_limit_headers,
     retry_headers,
 )
@@ -30,10 +29,7 @@ from ..tiers import Tier
 
 logger = logging.getLogger("maas_middleware")
 
-LEDGER_SECONDS = 1.0
 RENEWAL_SECONDS = 30.0
-
-T = TypeVar("T")
 
 
 class RateLimitMiddleware:
@@ -89,7 +85,7 @@ class RateLimitMiddleware:
         await metered.run(self.app, scope, receive, send)
 
     async def _tell(self, subject: Subject, send: Send) -> None:
-        verdict = await _in_time(self._ledger.peek(subject))
+        verdict = await in_time(self._ledger.peek(subject))
         headers = [*rate_limit_headers(verdict), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -97,7 +93,7 @@ class RateLimitMiddleware:
     async def _admit(self, context: MaaSContext, tier: Tier, subject: Subject) -> tuple[Verdict, Lease]:
         estimate = 1 if context.request is None else context.request.estimated_tokens
         demand = Demand(self._id_factory(), estimate)
-        verdict = context.verdict = await _in_time(self._ledger.admit(subject, demand))
+        verdict = context.verdict = await in_time(self._ledger.admit(subject, demand))
         if verdict.lease is None:
             raise self._exceeded(verdict, tier)
         context.lease = verdict.lease
@@ -168,40 +164,28 @@ class _Metered:
     async def _settle(self) -> None:
         if not self._settled:
             self._settled = True
-            await self._count(self._ledger.settle(self._lease, self._charge()))
+            outcome = self._outcome()
+            if outcome.lacks_usage:
+                logger.info("request %s was answered without usage: charged its estimate", self._context.request_id)
+            await self._count(self._ledger.settle(self._lease, charge_for(outcome)))
 
     async def _count(self, operation: Awaitable[None]) -> None:
         try:
-            await _in_time(operation)
+            await in_time(operation)
         except Exception:  # a ledger in trouble must not break an answer off
             logger.exception("the ledger failed on request %s", self._context.request_id)
 
-    def _charge(self) -> Charge:
-        context, status = self._context, self._status
-        began = status is not None or self._client_left
-        if context.refusal is not None or (self._failed and not began):
-            return Charge(0, request=False)
-        if status is not None and status >= 400:
-            # 401 and 403 are about a credential of ours: for the caller the model failed
-            return Charge(0, request=status < 500 and status not in (401, 403))
-        if context.usage is not None:
-            return Charge(context.usage.total)
-        if context.request is None:
-            return Charge(1)
-        if self._complete and not self._client_left:
-            logger.info("request %s was answered without usage: charged its estimate", context.request_id)
-            return Charge(context.request.estimated_tokens)
-        return Charge(max(1, context.request.prompt_tokens + context.produced))
-
-
-async def _in_time(operation: Awaitable[T]) -> T:
-    """Wait for the ledger, also when the request is cancelled meanwhile: neither a lease nor a charge may get lost.
-
-    Raises:
-        StoreUnavailable: it takes too long.
-    """
-    try:
-        with anyio.fail_after(LEDGER_SECONDS, shield=True):
-            return await operation
-    except TimeoutError:
-        raise StoreUnavailable from None
+    def _outcome(self) -> Outcome:
+        context = self._context
+        request = context.request
+        return Outcome(
+            status=self._status,
+            refused=context.refusal is not None,
+            failed=self._failed,
+            complete=self._complete,
+            client_left=self._client_left,
+            used=None if context.usage is None else context.usage.total,
+            produced=context.produced,
+            prompt=0 if request is None else request.prompt_tokens,
+            estimate=1 if request is None else request.estimated_tokens,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .._asgi import (
     MAXIMUM_BODY_BYTES,
     ClientLeft,
+    in_time,
     read_request,
     reject,
     required,
@@ -22,6 +23,8 @@ from ..context import MaaSContext, ensure_context
 from ..errors import InvalidRequest, MaaSError, MethodNotAllowed, ModelNotFound, NotFound
 from ..limiting import Ledger, rate_limit_headers
 from ..tiers import Tier, TierResolver
+
+logger = logging.getLogger("maas_middleware")
 
 
 class TierMiddleware:
@@ -107,6 +110,9 @@ class TierMiddleware:
     async def _add_limits(self, context: MaaSContext, error: MaaSError) -> None:
         if self._ledger is None or context.identity is None or context.tier is None or context.endpoint is None:
             return
-        with suppress(MaaSError):  # a ledger in trouble changes nothing about the refusal
-            verdict = await self._ledger.peek(context.tier.subject(context.identity))
-            error.headers = (*error.headers, *rate_limit_headers(verdict))
+        try:
+            verdict = await in_time(self._ledger.peek(context.tier.subject(context.identity)))
+        except Exception:  # a ledger in trouble changes nothing about the refusal
+            logger.exception("the ledger failed on request %s", context.request_id)
+            return
+        error.headers = (*error.headers, *rate_limit_headers(verdict))

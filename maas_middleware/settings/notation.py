@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from ..durations import parse_duration
 from ..limiting import parse_limits
 from .loading import read_bytes
 
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
@@ -27,10 +30,17 @@ def _name(text: str) -> str:
     return text
 
 
+def _is_host(name: str | None) -> bool:
+    if name is None or ":" in name:
+        return name is not None and ip_address(name.partition("%")[0]).version == 6
+    name.encode("ascii").decode("idna")
+    return _HOST.fullmatch(name) is not None
+
+
 def _url(text: str) -> str:
     try:
         parts = urlsplit(text)
-        absolute = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        absolute = parts.scheme in ("http", "https") and _is_host(parts.hostname) and parts.port != 0
     except ValueError:
         absolute = False
     if not absolute or not text.isascii() or not text.isprintable() or " " in text:
@@ -95,6 +105,15 @@ def _file(path: str) -> str:
     return path
 
 
+def _authorities(path: str) -> str:
+    read_bytes(path)
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"{path} holds no certificate") from None
+    return path
+
+
 Name = Annotated[str, _checked(_name)]
 Url = Annotated[str, _checked(_url)]
 Upstream = Annotated[str, _checked(_upstream)]
@@ -105,3 +124,4 @@ Positive = Annotated[int, _checked(_positive)]
 LimitText = Annotated[str, _checked(_limits)]
 MemoryUrl = Annotated[str, _checked(_memory)]
 File = Annotated[str, _checked(_file)]
+CAFile = Annotated[str, _checked(_authorities)]

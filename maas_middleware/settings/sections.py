@@ -19,7 +19,7 @@ from ..tiers import Tier
 from ..tokens import LifetimePolicy
 from .loading import Given, Layer, existing, read_secret, unknown_variables
 from .models import ModelSettings, models_from
-from .notation import File, MemoryUrl, Name, Positive, RoutePath, Seconds, Url
+from .notation import CAFile, File, MemoryUrl, Name, Positive, RoutePath, Seconds, Url
 from .reader import Reader
 from .schema import leaves, schema_of
 from .tiers import LimitsSettings, Tiers, tiers_from
@@ -42,7 +42,7 @@ class OpenShiftSettings(Struct, frozen=True, kw_only=True):
     """
 
     api_url: Url = "https://kubernetes.default.svc"
-    ca_file: File | None = field(default_factory=lambda: existing(f"{_SERVICE_ACCOUNT}/ca.crt"))
+    ca_file: CAFile | None = field(default_factory=lambda: existing(f"{_SERVICE_ACCOUNT}/ca.crt"))
     token_file: File | None = field(default_factory=lambda: existing(f"{_SERVICE_ACCOUNT}/token"))
     audiences: tuple[Name, ...] = ()
     timeout: Seconds = 3.0

@@ -341,6 +341,14 @@ async def test_app_that_refuses_our_credential_is_502_for_a_caller_whose_own_was
     assert [name for name, _ in answer.headers] == ["x-other", "x-request-id", "content-type", "content-length"]
 
 
+async def test_other_errors_of_an_app_are_its_own_for_a_caller_who_is_known() -> None:
+    app = enveloped(identified(Answering(start(400), last(b'{"detail":"no"}'))))
+
+    answer = await converse(app, headers=[AS_ALICE])
+
+    assert (answer.status, answer.json()) == (400, {"error": DETAIL})
+
+
 async def test_error_answer_to_head_has_no_more_than_its_headers_to_say() -> None:
     answer = await converse(enveloped(Answering(start(404), last())), "HEAD")
 

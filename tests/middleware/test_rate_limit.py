@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from maas_middleware import _asgi
 from maas_middleware._asgi import reject
 from maas_middleware.catalogue import CHAT_COMPLETIONS, Endpoint
 from maas_middleware.context import ensure_context, get_context
 from maas_middleware.errors import AccessDenied, StoreUnavailable, UpstreamError
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Lease, Ledger, Subject, Verdict, parse_limits
-from maas_middleware.middleware import rate_limit
 from maas_middleware.middleware.rate_limit import RateLimitMiddleware
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
@@ -593,7 +593,7 @@ async def test_ledger_that_fails_to_settle_or_renew_does_not_break_the_answer(ca
 async def test_ledger_that_never_settles_does_not_hold_the_answer_for_ever(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rate_limit, "LEDGER_SECONDS", 0.01)
+    monkeypatch.setattr(_asgi, "LEDGER_SECONDS", 0.01)
 
     answer = await chat(metered(Answering(*json_answer(usage(30))), Hanging("settle")))
 
@@ -611,7 +611,7 @@ async def test_ledger_that_never_settles_does_not_hold_the_answer_for_ever(
     ],
 )
 async def test_ledger_that_cannot_tell_is_503(ledger: Ledger, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "LEDGER_SECONDS", 0.01)
+    monkeypatch.setattr(_asgi, "LEDGER_SECONDS", 0.01)
     app = Answering(*json_answer(usage(30)))
 
     answer = await converse(metered(app, ledger), method, CHAT_COMPLETIONS, headers=[AS_ALICE], json=CHAT)

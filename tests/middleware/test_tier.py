@@ -395,10 +395,17 @@ async def test_refusal_of_what_is_not_limited_tells_no_limits(
     assert not any(name.startswith("x-ratelimit") for name, _ in answer.headers)
 
 
-async def test_ledger_in_trouble_changes_nothing_about_a_refusal() -> None:
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(StoreUnavailable(), id="that-it-tells"),
+        pytest.param(ConnectionError("at 10.0.0.1"), id="that-it-does-not"),
+    ],
+)
+async def test_ledger_in_trouble_changes_nothing_about_a_refusal(trouble: Exception) -> None:
     class Down(MemoryLedger):
         async def peek(self, subject: Subject, /) -> Verdict:
-            raise StoreUnavailable
+            raise trouble
 
     answer = await converse(
         tiered(inner(), ledger=Down()), "POST", CHAT_COMPLETIONS, headers=[AS_ALICE], json={"model": "nothing"}

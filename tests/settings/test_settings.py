@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from hypothesis import HealthCheck, given, settings, strategies
 from msgspec import structs
 
@@ -940,3 +941,30 @@ def test_names_can_be_given_as_structs() -> None:
 
     assert [tier.display_name for tier in tiers_of(loaded)] == ["F"]
     assert [model.id for model in models_of(loaded) or ()] == ["m"]
+
+
+def test_ca_file_that_holds_a_certificate_is_taken(tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+
+    settings = load_settings({"MAAS_OPENSHIFT_CA_FILE": str(tmp_path / "ca.crt")})
+
+    assert settings.openshift.ca_file == str(tmp_path / "ca.crt")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("https://[v1.x]", id="an address of the future"),
+        pytest.param("https://xn--", id="punycode of nothing"),
+        pytest.param("https://a..b", id="an empty label"),
+        pytest.param("https://[::1", id="an open bracket"),
+    ],
+)
+def test_host_that_nobody_can_have_is_a_problem(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="MAAS_OPENSHIFT_API_URL: has to be an absolute http or https URL"):
+        load_settings({"MAAS_OPENSHIFT_API_URL": url})
+
+
+@pytest.mark.parametrize("url", ["https://[::1]:6443", "https://10.0.0.1", "https://api.example.com.:6443"])
+def test_host_may_be_a_name_or_an_address(url: str) -> None:
+    assert load_settings({"MAAS_OPENSHIFT_API_URL": url}).openshift.api_url == url

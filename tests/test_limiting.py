@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import pytest
+
+from maas_middleware.limiting import (
+    Budget,
+    Charge,
+    Lease,
+    Limit,
+    Outcome,
+    Subject,
+    Verdict,
+    after_use,
+    charge_for,
+    parse_limits,
+    rate_limit_headers,
+    retry_headers,
+)
+
+REQUESTS = Budget(Limit(5, 60), 4, 61_000)
+TOKENS = Budget(Limit(100, 60), 70, 500)
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        pytest.param("1/second", (Limit(1, 1),), id="second"),
+        pytest.param("5/minute", (Limit(5, 60),), id="minute"),
+        pytest.param("5/hour", (Limit(5, 3600),), id="hour"),
+        pytest.param("5/day", (Limit(5, 86_400),), id="day"),
+        pytest.param("5 per minute", (Limit(5, 60),), id="per"),
+        pytest.param("100 per 2 minutes", (Limit(100, 120),), id="multiple"),
+        pytest.param("5/1 minute", (Limit(5, 60),), id="multiple-of-one"),
+        pytest.param("5/0 minutes", (Limit(5, 60),), id="multiple-of-zero-is-one-to-limits"),
+        pytest.param("5/24 hours", (Limit(5, 86_400),), id="day-in-hours"),
+        pytest.param("5/86400 seconds", (Limit(5, 86_400),), id="day-in-seconds"),
+        pytest.param(" 5 / MINUTE ", (Limit(5, 60),), id="spaces-and-case"),
+        pytest.param("100/minute;5000/day", (Limit(100, 60), Limit(5000, 86_400)), id="semicolon"),
+        pytest.param("100/minute, 5000/day", (Limit(100, 60), Limit(5000, 86_400)), id="comma"),
+        pytest.param("5/minute;3/minute", (Limit(5, 60), Limit(3, 60)), id="one-window-twice"),
+        pytest.param("unlimited", (), id="unlimited"),
+        pytest.param(" unlimited\n", (), id="unlimited-in-spaces"),
+    ],
+)
+def test_limits_are_read(text: str, limits: tuple[Limit, ...]) -> None:
+    assert parse_limits(text) == limits
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        pytest.param("1/month", "has a window of more than a day", id="month"),
+        pytest.param("1/year", "has a window of more than a day", id="year"),
+        pytest.param("5/2 days", "has a window of more than a day", id="days"),
+        pytest.param("5/25 hours", "has a window of more than a day", id="hours"),
+        pytest.param("5/86401 seconds", "has a window of more than a day", id="a-second-more-than-a-day"),
+        pytest.param("5/minute;1/month", "has a window of more than a day", id="month-as-the-second"),
+        pytest.param("0/minute", "would let nothing pass", id="nothing"),
+        pytest.param("5/minute;0/day", "would let nothing pass", id="nothing-as-the-second"),
+        pytest.param("0/0 minutes", "would let nothing pass", id="nothing-in-no-time"),
+    ],
+)
+def test_limit_that_cannot_be_kept_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as refused:
+        parse_limits(text)
+
+    assert str(refused.value) == f"{text!r} {sentence}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("nonsense", id="word"),
+        pytest.param("5", id="number"),
+        pytest.param("/minute", id="no-amount"),
+        pytest.param("5/", id="no-window"),
+        pytest.param("-5/minute", id="negative-amount"),
+        pytest.param("5/-1 minutes", id="negative-window"),
+        pytest.param("5.5/minute", id="fraction"),
+        pytest.param("1e3/minute", id="exponent"),
+        pytest.param("5/fortnight", id="unknown-window"),
+        pytest.param("5/minute junk", id="rest"),
+        pytest.param("5/minute;", id="nothing-after-the-semicolon"),
+        pytest.param("\u0665/minute", id="arabic-digit"),
+        pytest.param("UNLIMITED", id="unlimited-in-capitals"),
+        pytest.param("unlimited;5/minute", id="unlimited-and-a-limit"),
+    ],
+)
+def test_nonsense_is_refused_with_an_example_of_what_is_meant(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a limit such as 5/minute") as refused:
+        parse_limits(text)
+
+    assert str(refused.value) == f"{text!r} is not a limit such as 5/minute or 100/minute;5000/day"
+    assert refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("verdict", "budget"),
+    [
+        pytest.param(Verdict(None, REQUESTS, TOKENS, "requests", 1), REQUESTS, id="requests"),
+        pytest.param(Verdict(None, REQUESTS, TOKENS, "tokens", 1), TOKENS, id="tokens"),
+        pytest.param(Verdict(None, REQUESTS, TOKENS), None, id="nothing"),
+        pytest.param(Verdict(None, None, None), None, id="unlimited"),
+    ],
+)
+def test_verdict_names_the_budget_that_stands_in_the_way(verdict: Verdict, budget: Budget | None) -> None:
+    assert verdict.refusing is budget
+
+
+def admitted(leased: int, tokens: Budget | None) -> Verdict:
+    return Verdict(Lease("one", Subject("alice", (), ()), leased, 0), REQUESTS, tokens)
+
+
+@pytest.mark.parametrize(
+    ("used", "remaining"),
+    [
+        pytest.param(30, 70, id="what-was-estimated"),
+        pytest.param(10, 90, id="less"),
+        pytest.param(40, 60, id="more"),
+        pytest.param(0, 100, id="nothing"),
+        pytest.param(100, 0, id="all-that-was-left"),
+        pytest.param(101, 0, id="debt-is-never-negative"),
+        pytest.param(-5, 100, id="never-more-than-the-limit"),
+    ],
+)
+def test_what_was_used_takes_the_place_of_the_estimate(used: int, remaining: int) -> None:
+    verdict = admitted(30, TOKENS)
+
+    settled = after_use(verdict, used)
+
+    assert settled == Verdict(verdict.lease, REQUESTS, Budget(Limit(100, 60), remaining, 500))
+    assert verdict == admitted(30, TOKENS)
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        pytest.param(Verdict(None, REQUESTS, TOKENS, "tokens", 500), id="refused"),
+        pytest.param(admitted(30, None), id="tokens-unlimited"),
+    ],
+)
+def test_verdict_without_an_estimate_of_tokens_stays_as_it_is(verdict: Verdict) -> None:
+    assert after_use(verdict, 50) is verdict
+
+
+def test_headers_tell_the_limits_of_both_kinds() -> None:
+    assert rate_limit_headers(Verdict(None, REQUESTS, TOKENS)) == [
+        (b"x-ratelimit-limit-requests", b"5"),
+        (b"x-ratelimit-remaining-requests", b"4"),
+        (b"x-ratelimit-reset-requests", b"1m1s"),
+        (b"x-ratelimit-limit-tokens", b"100"),
+        (b"x-ratelimit-remaining-tokens", b"70"),
+        (b"x-ratelimit-reset-tokens", b"500ms"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "names"),
+    [
+        pytest.param(Verdict(None, None, TOKENS), {b"tokens"}, id="requests-unlimited"),
+        pytest.param(Verdict(None, REQUESTS, None), {b"requests"}, id="tokens-unlimited"),
+        pytest.param(Verdict(None, None, None), set(), id="both-unlimited"),
+    ],
+)
+def test_headers_say_nothing_about_what_is_unlimited(verdict: Verdict, names: set[bytes]) -> None:
+    assert {name.rsplit(b"-", 1)[1] for name, _ in rate_limit_headers(verdict)} == names
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds"),
+    [
+        pytest.param(0, b"1", id="at-least-a-second"),
+        pytest.param(1, b"1", id="rounded-up"),
+        pytest.param(1000, b"1", id="whole-second"),
+        pytest.param(1001, b"2", id="a-millisecond-more"),
+        pytest.param(60_000, b"60", id="a-minute"),
+    ],
+)
+def test_retry_headers_tell_the_wait_and_never_less(milliseconds: int, seconds: bytes) -> None:
+    assert retry_headers(milliseconds) == [
+        (b"retry-after-ms", b"%d" % milliseconds),
+        (b"retry-after", seconds),
+    ]
+
+
+def test_client_is_told_not_to_retry_after_more_than_a_minute() -> None:
+    assert retry_headers(60_001) == [
+        (b"retry-after-ms", b"60001"),
+        (b"retry-after", b"61"),
+        (b"x-should-retry", b"false"),
+    ]
+
+
+def outcome(
+    status: int | None = 200,
+    *,
+    refused: bool = False,
+    failed: bool = False,
+    complete: bool = True,
+    client_left: bool = False,
+    used: int | None = None,
+    produced: int = 7,
+) -> Outcome:
+    return Outcome(status, refused, failed, complete, client_left, used, produced, prompt=20, estimate=120)
+
+
+@pytest.mark.parametrize(
+    ("ended", "charge", "lacks_usage"),
+    [
+        pytest.param(outcome(used=33), Charge(33), False, id="usage"),
+        pytest.param(outcome(used=0), Charge(0), False, id="explicit-usage-of-0"),
+        pytest.param(outcome(), Charge(120), True, id="whole-answer-without-usage"),
+        pytest.param(outcome(complete=False, client_left=True, used=25), Charge(25), False, id="cut-with-usage"),
+        pytest.param(outcome(complete=False, client_left=True), Charge(27), False, id="cut-without-usage"),
+        pytest.param(outcome(complete=False, failed=True), Charge(27), False, id="broken-after-it-began"),
+        pytest.param(outcome(None, complete=False, client_left=True), Charge(27), False, id="left-before-the-answer"),
+        pytest.param(
+            outcome(None, failed=True, complete=False, client_left=True), Charge(27), False, id="left-and-then-failed"
+        ),
+        pytest.param(outcome(400, used=9), Charge(0), False, id="4xx-keeps-the-request-counted"),
+        pytest.param(outcome(499), Charge(0), False, id="last-4xx"),
+        pytest.param(outcome(500), Charge(0, request=False), False, id="5xx-gives-the-request-back"),
+        pytest.param(outcome(503, used=9), Charge(0, request=False), False, id="5xx-with-usage"),
+        pytest.param(
+            outcome(None, failed=True, complete=False), Charge(0, request=False), False, id="failed-before-the-answer"
+        ),
+        pytest.param(outcome(429, refused=True), Charge(0, request=False), False, id="our-own-refusal"),
+    ],
+)
+def test_outcome_is_charged_as_the_ledger_says(ended: Outcome, charge: Charge, lacks_usage: bool) -> None:
+    assert charge_for(ended) == charge
+    assert ended.lacks_usage is lacks_usage
+
+
+def test_cut_stream_is_never_free() -> None:
+    nothing = Outcome(200, False, False, False, True, None, produced=0, prompt=0, estimate=120)
+
+    assert charge_for(nothing) == Charge(1)
