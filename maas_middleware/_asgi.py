@@ -14,13 +14,14 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .context import ensure_context
-from .errors import MaaSError, NotFound, RequestTooLarge, StoreUnavailable, envelope
+from .errors import MaaSError, NotFound, RequestTimeout, RequestTooLarge, StoreUnavailable, envelope
 from .requests import InferenceRequest
 
 logger = logging.getLogger("maas_middleware")
 
 MAXIMUM_BODY_BYTES = 32 << 20
 LEDGER_SECONDS = 1.0
+BODY_SECONDS = 60.0
 # messages that carry a body or the next piece of it
 BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 # what describes a body, and so is wrong for another one
@@ -84,19 +85,32 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
     Raises:
         RequestTooLarge: over `limit` bytes, counted as they come.
+        RequestTimeout: it takes more than a minute.
         ClientLeft: the connection closed first.
     """
-    pieces, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > limit:
-            raise RequestTooLarge
-        more = message.get("more_body", False)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    body, more = await _read_piece(receive, limit)
+    if not more:
+        return body
+    pieces, size = [body], len(body)
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            while more:
+                body, more = await _read_piece(receive, limit - size)
+                pieces.append(body)
+                size += len(body)
+    except TimeoutError:
+        raise RequestTimeout from None
+    return b"".join(pieces)
+
+
+async def _read_piece(receive: Receive, limit: int) -> tuple[bytes, bool]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
+    body: bytes = message.get("body", b"")
+    if len(body) > limit:
+        raise RequestTooLarge
+    return body, message.get("more_body", False)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -11,6 +11,7 @@ from .tiers import Tier
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MODELS = "/v1/models"
+_MAXIMUM_DOUBLINGS = 4
 RESERVED_SEGMENTS = frozenset({"maas-api", "v1", ".well-known"})
 
 
@@ -88,6 +89,7 @@ class Catalogue:
         self._closed = models is not None
         self._by_id = {model.id: model for model in self.models}
         self._by_path = {model.path: model for model in self.models}
+        self._longest_path = max(map(len, self._by_path), default=0)
 
     @property
     def is_open(self) -> bool:
@@ -121,11 +123,13 @@ class Catalogue:
         """
         if path.endswith("/") and len(path) > 1:
             path = path[:-1]
-        while (doubled := path.find(CHAT_COMPLETIONS + "/v1/")) >= 0:
+        for _ in range(_MAXIMUM_DOUBLINGS):
+            if (doubled := path.find(CHAT_COMPLETIONS + "/v1/")) < 0:
+                break
             path = path[:doubled] + path[doubled + len(CHAT_COMPLETIONS) :]
         if endpoints := _BY_PATH.get(path):
             return Location(path, None, endpoints)
-        cut = path.rfind("/")
+        cut = path.rfind("/", 0, self._longest_path + 1)  # a stranger's path may be long: no work in vain
         while cut > 0:
             if model := self._by_path.get(path[:cut]):
                 return Location(path[cut:], model, _BY_PATH.get(path[cut:], _NO_ENDPOINTS))

@@ -1,7 +1,7 @@
 """Everything that can be refused or go wrong, in one table, and the bodies that tell the client.
 
 MaaSError
-├── InvalidRequest  RequestTooLarge  MethodNotAllowed  NotFound  ModelNotFound
+├── InvalidRequest  RequestTooLarge  RequestTimeout  MethodNotAllowed  NotFound  ModelNotFound
 ├── InvalidCredentials  AccessDenied  NoTier  RateLimitExceeded
 ├── AuthUnavailable  StoreUnavailable  NotConfigured
 ├── UpstreamError  UpstreamUnavailable  UpstreamTimeout  UpstreamRefusal
@@ -59,6 +59,10 @@ class InvalidRequest(MaaSError):
 
 class RequestTooLarge(MaaSError):
     """The body is over its limit."""
+
+
+class RequestTimeout(MaaSError):
+    """The body did not come in time."""
 
 
 class MethodNotAllowed(MaaSError):
@@ -142,6 +146,7 @@ ERRORS: dict[type[MaaSError], tuple[int, str, str, str]] = {
     NotFound: (404, "invalid_request_error", "not_found", "Not found"),
     ModelNotFound: (404, "invalid_request_error", "model_not_found", "The model does not exist"),
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed", "Method not allowed"),
+    RequestTimeout: (408, "timeout_error", "request_timeout", "The request body took too long to arrive"),
     RequestTooLarge: (413, "invalid_request_error", "request_too_large", "The request body is too large"),
     RateLimitExceeded: (429, "rate_limit_error", "rate_limit_exceeded", "Rate limit exceeded"),
     InternalError: (500, "server_error", "internal_error", "Internal error"),

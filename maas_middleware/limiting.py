@@ -123,7 +123,7 @@ class Outcome:
 
 
 def charge_for(outcome: Outcome) -> Charge:
-    """What a request costs: the usage; without it the estimate, or what a cut stream had produced, at least a token.
+    """What a request costs: the usage; without it prompt and pieces of content, at least 1; without these the estimate.
 
     A refusal of ours, a 5xx, and a failure before the answer began cost nothing, a 4xx of the app the request alone.
     """
@@ -133,7 +133,9 @@ def charge_for(outcome: Outcome) -> Charge:
         return Charge(0)
     if outcome.used is not None:
         return Charge(outcome.used)
-    return Charge(outcome.estimate if outcome.lacks_usage else max(1, outcome.prompt + outcome.produced))
+    if outcome.lacks_usage and not outcome.produced:
+        return Charge(outcome.estimate)
+    return Charge(max(1, outcome.prompt + outcome.produced))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class Ledger(Protocol):
         ...
 
     async def renew(self, lease: Lease, /) -> None:
-        """Keep a lease alive: it lapses 120 seconds after the last renewal. One that has lapsed is not revived."""
+        """Keep a lease alive, or bring it back: it lapses 120 seconds after its last renewal."""
         ...
 
     async def peek(self, subject: Subject, /) -> Verdict:

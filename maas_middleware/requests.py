@@ -15,6 +15,11 @@ _DATA_URL = re.compile(rb'"data:[^"]*"')
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_IMAGE = 512
 _DEFAULT_OUTPUT_TOKENS = 512
+_MAXIMUM_KEYS = 1000
+# decoding takes about a microsecond a key, and in a large body there may be millions
+_LARGE_BYTES = 1 << 20
+_MAXIMUM_LARGE_KEYS = 250_000
+_AFTER_KEYS = (b":", b" ", b"\t", b"\r", b"\n")
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]  # a cap times a count fits into the integers of any ledger
@@ -63,12 +68,15 @@ class InferenceRequest:
             InvalidRequest: `invalid_json` for what is no JSON object, `invalid_value` for a field that has a wrong type
                 or is out of range.
         """
+        if len(body) > _LARGE_BYTES and sum(body.count(b'"' + mark) for mark in _AFTER_KEYS) > _MAXIMUM_LARGE_KEYS:
+            raise InvalidRequest("The request body has too many keys", code="invalid_json")
         try:
             if not body.isascii():
                 body.decode()  # msgspec does not look into the text of values that it leaves raw
             fields = _decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise InvalidRequest("The request body is not a JSON object", code="invalid_json") from None
+        _refuse_look_alikes(fields)
         return cls._judge(fields)
 
     @classmethod
@@ -121,6 +129,15 @@ class InferenceRequest:
     def estimated_tokens(self) -> int:
         """Prompt and output together; an output without a cap is taken for 512 tokens."""
         return self.prompt_tokens + (_DEFAULT_OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens)
+
+
+def _refuse_look_alikes(fields: Mapping[str, msgspec.Raw]) -> None:
+    if len(fields) > _MAXIMUM_KEYS:
+        raise InvalidRequest("The request body has too many keys", code="invalid_json")
+    for name in fields:
+        # servers that match names without case would read another value than was judged
+        if name not in _TYPES and name.casefold() in _TYPES:
+            raise InvalidRequest(f"`{name}` has to be written `{name.casefold()}`", code="invalid_value", param=name)
 
 
 def _known(fields: Mapping[str, msgspec.Raw]) -> _Known:

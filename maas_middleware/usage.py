@@ -13,6 +13,7 @@ _TAIL_BYTES = 16 << 10
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 _DATA = re.compile(rb"(?<![^\r\n])data:[ ]?([^\r\n]*)")
+_ENDING = re.compile(rb'^data:[ ]?\[DONE\]|"finish_reason"\s*:\s*"|"error"\s*:', re.MULTILINE)
 _CONTENT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"[^"]')
 
 _encode = msgspec.json.Encoder().encode
@@ -54,6 +55,18 @@ def read_usage(document: bytes) -> TokenUsage | None:
     return None if min(given, produced, total) < 0 else TokenUsage(given, produced, total)
 
 
+def is_json(document: bytes) -> bool:
+    """Whether an answer can be read at all."""
+    try:
+        document.decode()
+        _answers.decode(document)
+    except msgspec.ValidationError:
+        return True  # of another shape
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 class JSONScanner:
     """Finds the usage of a JSON answer that passes in pieces, keeping no more than its last 16 KiB."""
 
@@ -87,37 +100,49 @@ class EventScanner:
         self.usage: TokenUsage | None = None
         self.produced = 0
         self._strip = strip
-        self._pending = b""
+        self._pending = bytearray()
         self._oversized = False
+        self._began = False
+        self._ended = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there were choices, but neither `[DONE]`, nor a `finish_reason`, nor an error."""
+        return self._began and not self._ended
 
     def feed(self, piece: bytes) -> bytes:
         """Take the next bytes of the stream; return what the client is to read now, possibly nothing."""
         kept = bytearray()
-        start, data = 0, self._pending + piece
-        # an end of line that was cut belongs to the pending part
-        for end in _EVENT_END.finditer(data, max(0, len(self._pending) - 3)):
-            kept += self._event(data[start : end.end()])
-            start = end.end()
-        self._pending = data[start:]
+        start, searched = 0, max(0, len(self._pending) - 3)  # an end of line may have been cut
+        self._pending += piece
+        ends = [end.end() for end in _EVENT_END.finditer(self._pending, searched)]
+        for end in ends:
+            kept += self._event(bytes(self._pending[start:end]))
+            start = end
+        del self._pending[:start]
         if len(self._pending) >= MAXIMUM_EVENT_BYTES:
             kept += self._give_up_event()
         return bytes(kept) if self._strip else piece
 
     def flush(self) -> bytes:
         """End of the stream: read and return what is left of an event that was not ended by a blank line."""
-        rest, self._pending = self._pending, b""
+        rest, self._pending = bytes(self._pending), bytearray()
         kept = self._event(rest)
         return kept if self._strip else b""
 
     def _give_up_event(self) -> bytes:
-        passed, self._pending = self._pending[:-3], self._pending[-3:]  # its end may have begun
+        passed = bytes(self._pending[:-3])
+        del self._pending[:-3]  # its end may have begun
         self._oversized = True
         return passed
 
     def _event(self, event: bytes) -> bytes:
         if self._oversized or len(event) > MAXIMUM_EVENT_BYTES:
             self._oversized = False
+            self._ended = True  # nobody knows what was in it
             return event
+        self._began |= b'"choices"' in event
+        self._ended |= _ENDING.search(event) is not None
         self.produced += len(_CONTENT.findall(event))
         return self._metered(event) if b'"usage"' in event else event
 

@@ -4,11 +4,13 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from maas_middleware import _asgi
 from maas_middleware._asgi import (
     answer_error,
     header_value,
@@ -26,7 +28,15 @@ from maas_middleware._asgi import (
     without_headers,
 )
 from maas_middleware.context import ensure_context
-from maas_middleware.errors import AccessDenied, MaaSError, NotFound, RateLimitExceeded, StoreUnavailable, UpstreamError
+from maas_middleware.errors import (
+    AccessDenied,
+    MaaSError,
+    NotFound,
+    RateLimitExceeded,
+    RequestTimeout,
+    StoreUnavailable,
+    UpstreamError,
+)
 from maas_middleware.testing.converse import converse, http_scope
 from tests.parts import knock
 
@@ -371,3 +381,18 @@ def test_new_ids_are_32_hexadecimal_digits_and_never_the_same() -> None:
 
     assert len(first) == len(bytes.fromhex(first)) * 2 == 32
     assert first != second
+
+
+async def test_body_that_does_not_come_in_time_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_asgi, "BODY_SECONDS", 0.01)
+    pieces: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Message:
+        if not pieces:
+            await anyio.sleep_forever()
+        return pieces.pop()
+
+    with pytest.raises(RequestTimeout) as caught:
+        await _asgi.read_body(receive, 100)
+
+    assert (caught.value.status, caught.value.type, caught.value.code) == (408, "timeout_error", "request_timeout")

@@ -121,3 +121,25 @@ def test_an_empty_catalogue_has_no_model() -> None:
     assert not catalogue.is_open
     with pytest.raises(ModelNotFound):
         catalogue.model("anything", FREE)
+
+
+def test_doubled_path_collapses_a_few_times_and_is_unknown_beyond() -> None:
+    chat = "/v1/chat/completions"
+
+    assert Catalogue().locate(chat * 5).path == chat
+    assert Catalogue().locate(chat * 5).endpoints
+    assert not Catalogue().locate(chat * 6).endpoints
+
+
+def test_long_path_of_a_stranger_is_looked_up_no_further_than_models_have_paths() -> None:
+    class Counting(str):
+        searches = 0
+
+        def rfind(self, *arguments: object) -> int:
+            Counting.searches += 1
+            return super().rfind(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    location = Catalogue([Model("org/model")]).locate(Counting("/" * 60_000 + "x"))
+
+    assert location.model is None
+    assert Counting.searches <= len("/org/model") + 1

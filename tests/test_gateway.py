@@ -160,6 +160,22 @@ async def test_no_cluster_is_503_and_not_401(service: Deployment) -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
+async def test_inference_goes_on_while_the_cluster_is_down(service: Deployment) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body"})
+
+    headers = bearer(await service.mint())
+    service.cluster.failure = broken
+
+    answer = await service.client.post("/v1/chat/completions", json=chat(), headers=headers)
+    models = await service.client.get("/v1/models", headers=headers)
+    login = await service.client.get("/v1/models", headers=bearer("sha256~premium"))
+
+    assert (answer.status_code, models.status_code) == (200, 200)
+    assert (login.status_code, login.json()["error"]["code"]) == (503, "auth_unavailable")
+
+
 def test_needs_models_with_upstreams() -> None:
     with pytest.raises(ConfigurationError, match="models: the gateway needs at least one model"):
         gateway(load_settings({}))

@@ -210,7 +210,8 @@ def outcome(
     [
         pytest.param(outcome(used=33), Charge(33), False, id="usage"),
         pytest.param(outcome(used=0), Charge(0), False, id="explicit-usage-of-0"),
-        pytest.param(outcome(), Charge(120), True, id="whole-answer-without-usage"),
+        pytest.param(outcome(produced=0), Charge(120), True, id="whole-answer-without-usage"),
+        pytest.param(outcome(), Charge(27), True, id="whole-stream-without-usage"),
         pytest.param(outcome(complete=False, client_left=True, used=25), Charge(25), False, id="cut-with-usage"),
         pytest.param(outcome(complete=False, client_left=True), Charge(27), False, id="cut-without-usage"),
         pytest.param(outcome(complete=False, failed=True), Charge(27), False, id="broken-after-it-began"),

@@ -10,6 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from .deployments import Deployment, deployed
+from .raw_upstream import Connection, raw_upstream
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello, how are you?"}]
 
@@ -157,3 +158,31 @@ async def test_sdk_waits_as_long_as_it_is_told_and_then_passes() -> None:
                 await client.chat.completions.create(model="simulator", messages=MESSAGES, max_tokens=1)
 
     assert len(service.simulator.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(b"", id="closed like an answer without a length"),
+        pytest.param(b"\r\n0\r\n\r\n", id="ended like a whole one"),
+    ],
+)
+async def test_stream_that_is_cut_is_never_taken_for_a_whole_one(ending: bytes) -> None:
+    chunk = b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"simulator","choices":'
+    chunk += b'[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}\n\n'
+    framing = b"transfer-encoding: chunked\r\n" if ending else b""
+    body = b"%x\r\n%b%b" % (len(chunk), chunk, ending) if ending else chunk
+
+    async def cut(upstream: Connection) -> None:
+        await upstream.read_request()
+        await upstream.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + framing + b"\r\n" + body)
+
+    async with raw_upstream(cut) as upstream:
+        models = [{"id": "simulator", "tiers": "all", "upstreams": [upstream.url]}]
+        async with deployed(models=models) as service, sdk(service, await service.mint()) as client:
+            stream = await client.chat.completions.create(model="simulator", messages=MESSAGES, stream=True)
+            first = await anext(stream)
+            with pytest.raises(openai.APIError, match="The model failed to answer"):
+                await anext(stream)
+
+    assert first.choices[0].delta.content == "Hel"

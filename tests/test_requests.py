@@ -338,3 +338,29 @@ def test_estimate_is_prompt_and_output_together() -> None:
 
 def test_output_without_a_cap_is_taken_for_512_tokens() -> None:
     assert parse(prompt="x" * 398).estimated_tokens == 612
+
+
+@pytest.mark.parametrize("name", ["Model", "MODEL", "Max_Tokens", "STREAM", "max_to\u212aens"])
+def test_field_that_looks_like_a_judged_one_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(**{"model": "a", name: "b"})
+
+    assert (caught.value.code, caught.value.param) == ("invalid_value", name)
+    assert caught.value.message == f"`{name}` has to be written `{name.casefold()}`"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"{" + b",".join(b'"k%d":1' % key for key in range(1001)) + b"}", id="at the top"),
+        pytest.param(b'{"a":{' + b",".join(b'"k%d":1' % key for key in range(250_001)) + b"}}", id="anywhere"),
+        pytest.param(b'{"a":{' + b",".join(b'"k%d"\t:1' % key for key in range(250_001)) + b"}}", id="with spaces"),
+    ],
+)
+def test_body_with_more_keys_than_anybody_needs_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="The request body has too many keys"):
+        InferenceRequest.parse(body)
+
+
+def test_large_body_with_few_keys_is_read() -> None:
+    assert InferenceRequest.parse(b'{"prompt":"' + b"a" * (2 << 20) + b'"}').prompt_tokens > 500_000

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -91,6 +92,7 @@ def upstreams_in_place(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the temporary folder goes
     port = os.environ.get("PORT", "8080")
     config = yaml.safe_load(CONFIG.read_text())
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import Scope
 
 from .._asgi import Headers
@@ -14,12 +16,20 @@ _HOP_BY_HOP = frozenset(
 _NOT_FORWARDED = _HOP_BY_HOP | {
     *(b"host", b"authorization", b"x-api-key", b"api-key", b"cookie"),
     *(b"expect", b"forwarded", b"via", b"x-real-ip"),
+    # what would change the path or the method, ask for a part of the answer, or steer vLLM's routing
+    *(b"x-original-url", b"x-rewrite-url", b"x-http-method", b"x-http-method-override", b"x-method-override"),
+    *(b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"),
+    b"x-data-parallel-rank",
 }
 _NOT_RETURNED = _HOP_BY_HOP | {
     *(b"server", b"date", b"set-cookie", b"via", b"location", b"content-location", b"link", b"alt-svc"),
     *(b"www-authenticate", b"retry-after", b"x-powered-by", b"x-request-id"),
 }
-_RETRY_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry")
+_WAITS = {
+    b"retry-after": re.compile(rb"[0-9]{1,9}"),
+    b"retry-after-ms": re.compile(rb"[0-9]{1,12}"),
+    b"x-should-retry": re.compile(rb"true|false"),
+}
 _NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"x-odhu-")
 
 
@@ -54,6 +64,8 @@ def response_headers(given: Headers) -> Headers:
     """What the client reads: nothing that tells about the upstream; event streams are not to be buffered."""
     given = _lowercase(given)
     dropped = _NOT_RETURNED | _named_by_connection(given)
+    if any(name == b"transfer-encoding" for name, _ in given):
+        dropped |= {b"content-length"}  # RFC 9112 6.3: it counts for nothing
     headers = [pair for pair in given if pair[0] not in dropped and not pair[0].startswith(_NOT_RETURNED_PREFIXES)]
     if not any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers):
         return headers
@@ -61,9 +73,9 @@ def response_headers(given: Headers) -> Headers:
     return [*headers, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
-def retry_headers(given: Headers) -> dict[bytes, bytes]:
+def upstream_wait(given: Headers) -> dict[bytes, bytes]:
     """When the upstream wants to be asked again."""
-    return {name: value for name, value in _lowercase(given) if name in _RETRY_HEADERS}
+    return {name: value for name, value in _lowercase(given) if name in _WAITS and _WAITS[name].fullmatch(value)}
 
 
 def _lowercase(headers: Headers) -> Headers:

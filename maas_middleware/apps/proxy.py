@@ -11,11 +11,11 @@ import anyio
 import httpx
 from starlette.types import Message, Receive, Scope, Send
 
-from .._asgi import ClientLeft, answer_error, required, route_path
+from .._asgi import ClientLeft, answer_error, reject, required, route_path
 from ..catalogue import Model
 from ..context import ensure_context
 from ..errors import InvalidRequest, MaaSError, UpstreamError, UpstreamTimeout, UpstreamUnavailable, inner_error
-from ._forwarding import request_headers, response_headers, retry_headers
+from ._forwarding import request_headers, response_headers, upstream_wait
 
 logger = logging.getLogger("maas_middleware")
 
@@ -34,7 +34,8 @@ class ProxyApp:
     Args:
         transport: any httpx transport. It is not closed here.
         connect_timeout, first_byte_timeout, idle_timeout: seconds to connect, until the first byte of the answer's
-            body, and between two of its chunks; the body of an error has to come whole in `idle_timeout`.
+            body, and between two of its chunks; the body of an error has to come whole in `idle_timeout`, and a client
+            that reads nothing for that long is taken for one that left.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ProxyApp:
         if scope["type"] != "http":
             raise NotImplementedError(f"ProxyApp speaks HTTP, not {scope['type']}")
         model = required(ensure_context(scope).model, "ProxyApp", "model", "TierMiddleware")
-        body, send = _RequestBody(receive), _telling_who_left(send)
+        body, send = _RequestBody(receive), _telling_who_left(send, self._idle_timeout)
 
         async def exchange() -> None:
             answer = _Answer(model, self._first_byte_timeout, self._idle_timeout)
@@ -63,6 +64,8 @@ class ProxyApp:
                 await answer.open(self._transport, self._request(scope, model, body))
                 body.end()
                 await answer.relay(send)
+            except InvalidRequest as error:
+                await reject(scope, receive, send, error)
             except MaaSError as error:
                 if answer.started:
                     raise
@@ -170,16 +173,17 @@ class _Answer:
         if status < 400 or status in (401, 403) or (status >= 500 and status not in (503, 504)):
             return UpstreamError()
         error = inner_error(status, body)
-        waits = retry_headers(response.headers.raw)
+        waits = upstream_wait(response.headers.raw)
         error.headers = tuple({**dict(error.headers), **waits}.items())
         return error
 
 
-def _telling_who_left(send: Send) -> Send:
+def _telling_who_left(send: Send, timeout: float) -> Send:
     async def send_or_leave(message: Message) -> None:
         try:
-            await send(message)
-        except OSError:  # since ASGI 2.4 what a server raises when the client is gone
+            with anyio.fail_after(timeout):  # whoever reads nothing must not hold an upstream
+                await send(message)
+        except OSError:  # the time-out, and since ASGI 2.4 what a server raises when the client is gone
             raise ClientLeft from None
 
     return send_or_leave

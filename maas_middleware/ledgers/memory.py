@@ -49,9 +49,12 @@ class _Account:
         self.requests.add(1)
         return lease
 
-    def prolong(self, lease_id: str, lapse_ms: int) -> None:
-        if self._leases and (held := self._leases.pop(lease_id, None)):
-            self._leases[lease_id] = (lapse_ms, held[1])
+    def prolong(self, lease: Lease, lapse_ms: int) -> None:
+        if not self._leases:
+            self._leases, self._lapse_ms = {}, lapse_ms
+        if self._leases.pop(lease.id, None) is None:
+            self._leased += lease.tokens
+        self._leases[lease.id] = (lapse_ms, lease)
 
     def end(self, lease_id: str) -> None:
         if self._leases and (held := self._leases.pop(lease_id, None)):
@@ -87,8 +90,8 @@ class _Account:
 class MemoryLedger:
     """Counts for one process, and forgets with it. Other processes count on their own.
 
-    A lease that has lapsed is not revived by `renew`. One that lapsed, was granted by another ledger, or was settled
-    more than ten minutes ago, is charged by `settle` all the same; a request is given back while its bucket counts.
+    A lease that lapsed, was granted by another ledger, or was settled more than ten minutes ago, is unknown: `settle`
+    charges it all the same, and `renew` holds its tokens again. A request is given back while its bucket counts.
 
     Changed limits keep what was used, window by window: a new amount applies to what the window holds already; a
     window that is left out for a while keeps what was used in it before; and a window of a length that is new to the
@@ -149,10 +152,10 @@ class MemoryLedger:
             account.requests.give_back(lease.admitted_ms)
 
     async def renew(self, lease: Lease, /) -> None:
-        """Keep a live lease alive; nothing happens to any other."""
+        """Keep a lease alive, or bring it back where it has lapsed meanwhile; nothing happens to a settled one."""
         now_ms = self._now_ms()
-        if lease.subject.key in self._accounts:
-            self._account(lease.subject, now_ms).prolong(lease.id, now_ms + self._lease_ms)
+        if not self._settled(lease.subject.key, lease.id, now_ms):
+            self._account(lease.subject, now_ms).prolong(lease, now_ms + self._lease_ms)
 
     async def peek(self, subject: Subject, /) -> Verdict:
         """Tell whether the next request would pass (`refused_by`) and when, consuming nothing."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
 from ..context import MaaSContext, ensure_context
-from ..errors import InternalError, InvalidRequest, MaaSError, envelope, inner_error
+from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamUnavailable, envelope, inner_error
 from ..identity import header
 
 logger = logging.getLogger("maas_middleware")
 
 _CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _MAXIMUM_ERROR_BYTES = 64 << 10
+_FAREWELL_SECONDS = 1.0
 _REPLACED_HEADERS = (b"content-type", b"content-encoding", *BODY_HEADERS)
 _WEBSOCKET_STARTS = frozenset({"websocket.accept", "websocket.http.response.start"})
 # the end of a line, and an empty line behind it; each may end in LF, CR or both
@@ -89,6 +92,10 @@ class _Responder:
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
             await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:  # a server that stops does so with calls that take too long
+            with anyio.move_on_after(_FAREWELL_SECONDS, shield=True):
+                await self._fail(UpstreamUnavailable())
+            raise
         except Exception as raised:
             error = _bare(raised)
             if isinstance(error, MaaSError) and not self._complete:

@@ -56,8 +56,8 @@ class RateLimitMiddleware:
         self.app = app
         self._ledger = ledger
         self._id_factory = id_factory
-        self._clock = clock
         self._jitter = jitter
+        self._live = _LiveLeases(ledger, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -73,6 +73,7 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
             return
         subject = tier.subject(identity)
+        await self._live.renew_due()
         try:
             if scope["method"] == "HEAD":
                 await self._tell(subject, send)
@@ -81,7 +82,7 @@ class RateLimitMiddleware:
         except MaaSError as error:
             await reject(scope, receive, send, error)
             return
-        metered = _Metered(context, verdict, lease, self._ledger, self._clock)
+        metered = _Metered(context, verdict, lease, self._ledger, self._live)
         await metered.run(self.app, scope, receive, send)
 
     async def _tell(self, subject: Subject, send: Send) -> None:
@@ -109,18 +110,51 @@ class RateLimitMiddleware:
         return RateLimitExceeded(details=details, headers=(*rate_limit_headers(verdict), *retry))
 
 
+class _LiveLeases:
+    """Keeps the leases of calls that are under way from lapsing, also of those that are silent for long.
+
+    There is no task for it: whenever a request or a piece of an answer passes, those that are due are renewed. Until
+    then nobody has seen them lapse in this process, and the ledger brings them back.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._due: dict[str, tuple[float, Lease]] = {}  # soonest first
+
+    def add(self, lease: Lease) -> None:
+        self._due[lease.id] = (self._clock() + RENEWAL_SECONDS, lease)
+
+    def remove(self, lease: Lease) -> None:
+        self._due.pop(lease.id, None)
+
+    async def renew_due(self) -> None:
+        now = self._clock()
+        while self._due:
+            due_at, lease = next(iter(self._due.values()))
+            if due_at > now:
+                return
+            del self._due[lease.id]
+            self.add(lease)
+            await _count(self._ledger.renew(lease))
+
+
+async def _count(operation: Awaitable[None]) -> None:
+    try:
+        await in_time(operation)
+    except Exception:  # a ledger in trouble must not break an answer off
+        logger.exception("the ledger failed")
+
+
 class _Metered:
     """One admitted request, from admission to settlement."""
 
-    def __init__(
-        self, context: MaaSContext, verdict: Verdict, lease: Lease, ledger: Ledger, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, context: MaaSContext, verdict: Verdict, lease: Lease, ledger: Ledger, live: _LiveLeases) -> None:
         self._context = context
         self._verdict = verdict
         self._lease = lease
         self._ledger = ledger
-        self._clock = clock
-        self._renewed_at = clock()
+        self._live = live
         self._status: int | None = None
         self._complete = False
         self._client_left = False
@@ -136,6 +170,7 @@ class _Metered:
         async def metering_send(message: Message) -> None:
             await send(await self._meter(message))
 
+        self._live.add(self._lease)
         try:
             await app(scope, watching_receive, metering_send)
             self._failed = self._status is None
@@ -152,9 +187,7 @@ class _Metered:
         if message["type"] in BODY_MESSAGES and not message.get("more_body", False):
             self._complete = True
             await self._settle()
-        elif self._clock() - self._renewed_at >= RENEWAL_SECONDS:
-            self._renewed_at = self._clock()
-            await self._count(self._ledger.renew(self._lease))
+        await self._live.renew_due()
         return message
 
     def _headers(self) -> Headers:
@@ -164,16 +197,11 @@ class _Metered:
     async def _settle(self) -> None:
         if not self._settled:
             self._settled = True
+            self._live.remove(self._lease)
             outcome = self._outcome()
             if outcome.lacks_usage:
-                logger.info("request %s was answered without usage: charged its estimate", self._context.request_id)
-            await self._count(self._ledger.settle(self._lease, charge_for(outcome)))
-
-    async def _count(self, operation: Awaitable[None]) -> None:
-        try:
-            await in_time(operation)
-        except Exception:  # a ledger in trouble must not break an answer off
-            logger.exception("the ledger failed on request %s", self._context.request_id)
+                logger.info("request %s was answered without usage", self._context.request_id)
+            await _count(self._ledger.settle(self._lease, charge_for(outcome)))
 
     def _outcome(self) -> Outcome:
         context = self._context

@@ -19,8 +19,8 @@ from .._asgi import (
 )
 from ..catalogue import Catalogue, Endpoint
 from ..context import MaaSContext, ensure_context
-from ..errors import MaaSError
-from ..usage import EventScanner, JSONScanner, read_usage, usage_headers
+from ..errors import MaaSError, UpstreamError
+from ..usage import EventScanner, JSONScanner, is_json, read_usage, usage_headers
 
 _MAXIMUM_HELD_BYTES = 4 << 20
 
@@ -31,7 +31,8 @@ class UsageMiddleware:
     A stream is asked for its usage where the client did not ask, and what the client did not ask for is taken out
     again: event by event it reads what an untouched call would have given. Answers that are no streams tell their
     usage in `x-odhu-usage-*` headers; up to 4 MiB they are held back for that, larger ones pass without. The inner app
-    sees no `accept-encoding`, because compressed answers cannot be read.
+    sees no `accept-encoding`, because compressed answers cannot be read. A JSON answer that is none, and a stream that
+    ends without saying so, raise `UpstreamError`, so that nobody takes a cut answer for a whole one.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int = MAXIMUM_BODY_BYTES) -> None:
@@ -108,6 +109,10 @@ class _Responder:
         if not more:
             body += events.flush()
         self._context.usage, self._context.produced = events.usage, events.produced
+        if not more and events.is_cut:  # an upstream that closes its connection looks like the end of the answer
+            if body:
+                await self._send({**message, "body": body, "more_body": True})
+            raise UpstreamError
         if body or not more:
             await self._send({**message, "body": body})
 
@@ -131,6 +136,8 @@ class _Responder:
         (start, *pieces), self._held = self._held, []
         body = b"".join(piece.get("body", b"") for piece in pieces)
         usage = self._context.usage = read_usage(body)
+        if usage is None and start["status"] != 204 and not is_json(body):
+            raise UpstreamError
         headers = with_headers(start.get("headers", ()), usage_headers(usage) if usage is not None else [])
         await self._send({**start, "headers": headers})
         await self._send({**pieces[-1], "body": body})

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Meta
 
@@ -30,9 +30,10 @@ def _name(text: str) -> str:
     return text
 
 
-def _is_host(name: str | None) -> bool:
-    if name is None or ":" in name:
-        return name is not None and ip_address(name.partition("%")[0]).version == 6
+def _is_host(parts: SplitResult) -> bool:
+    name = parts.hostname or ""
+    if "[" in parts.netloc:
+        return ip_address(name).version == 6
     name.encode("ascii").decode("idna")
     return _HOST.fullmatch(name) is not None
 
@@ -40,7 +41,7 @@ def _is_host(name: str | None) -> bool:
 def _url(text: str) -> str:
     try:
         parts = urlsplit(text)
-        absolute = parts.scheme in ("http", "https") and _is_host(parts.hostname) and parts.port != 0
+        absolute = parts.scheme in ("http", "https") and _is_host(parts) and parts.port != 0
     except ValueError:
         absolute = False
     if not absolute or not text.isascii() or not text.isprintable() or " " in text:

@@ -181,6 +181,7 @@ class LedgerContract:
     @pytest.mark.parametrize(
         ("estimate", "leased"),
         [
+            pytest.param(-5, 0, id="less-than-nothing"),
             pytest.param(0, 0, id="nothing"),
             pytest.param(59, 59, id="less-than-is-left"),
             pytest.param(60, 60, id="as-much-as-is-left"),
@@ -263,13 +264,33 @@ class LedgerContract:
 
         assert held == [111, 101, 0]
 
-    async def test_lapsed_lease_is_not_revived(self, ledger: Ledger, clock: FakeClock) -> None:
-        lease = await admitted(ledger, subject("5/hour", "100/hour"), "stalled", 70)
-
+    async def test_renewal_brings_a_lapsed_lease_back(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject("5/hour", "100/hour")
+        stalled = await admitted(ledger, alice, "stalled", 70)
         clock.advance(LEASE_SECONDS)
-        await ledger.renew(lease)
+        lapsed = await counted(ledger, seconds=3600)
 
-        assert await counted(ledger, seconds=3600) == (1, 0)
+        await ledger.renew(stalled)
+        revived = await counted(ledger, seconds=3600)
+        await ledger.settle(stalled, Charge(40))
+
+        assert (lapsed, revived) == ((1, 0), (1, 70))
+        assert await counted(ledger, seconds=3600) == (1, 40)
+
+    async def test_lease_that_was_brought_back_lapses_again(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject(tokens="100/hour")
+        stalled = await admitted(ledger, alice, "stalled", 10)
+        clock.advance(LEASE_SECONDS)
+        await admitted(ledger, alice, "young", 50)
+        clock.advance(1)
+        await ledger.renew(stalled)
+
+        clock.advance(LEASE_SECONDS - 1)
+        before = await counted(ledger, seconds=3600)
+        clock.advance(1)
+
+        assert before == (0, 10)
+        assert await counted(ledger, seconds=3600) == (0, 0)
 
     async def test_renewing_a_settled_lease_changes_nothing(self, ledger: Ledger) -> None:
         lease = await spend(ledger, subject("5/minute", "100/minute"), "done", 30)
@@ -278,10 +299,15 @@ class LedgerContract:
 
         assert await counted(ledger) == (1, 30)
 
-    async def test_renewing_a_lease_of_another_ledger_changes_nothing(self, ledger: Ledger) -> None:
-        await ledger.renew(Lease("elsewhere", subject("5/minute", "100/minute"), 30, 0))
+    async def test_renewing_a_lease_of_another_ledger_holds_its_tokens_but_counts_no_request(
+        self, ledger: Ledger
+    ) -> None:
+        lease = Lease("admitted by the fallback", subject("5/minute", "100/minute"), 30, 0)
 
-        assert await counted(ledger) == (0, 0)
+        await ledger.renew(lease)
+        await ledger.renew(lease)
+
+        assert await counted(ledger) == (0, 30)
 
     # the same lease id
 

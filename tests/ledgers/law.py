@@ -195,12 +195,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def renew(self, lease: Lease) -> None:
         self.runner.run(self.ledger.renew(lease))
 
-        if self.reference.is_live(lease):
-            self.reference.hold(lease)
+        self.reference.hold(lease)
 
     @rule(lease_and_time=settled)
     def renew_after_the_end(self, lease_and_time: tuple[Lease, int]) -> None:
-        self.runner.run(self.ledger.renew(lease_and_time[0]))
+        lease, settled_ms = lease_and_time
+        if self.reference.now_ms < settled_ms + MARK_MS:
+            self.runner.run(self.ledger.renew(lease))
 
     @rule(
         target=settled,

@@ -142,6 +142,20 @@ async def test_subject_is_dropped_once_nothing_of_it_counts(requests: str, token
     assert watched() is None
 
 
+async def test_last_of_several_live_leases_keeps_its_subject() -> None:
+    clock = FakeClock()
+    ledger = MemoryLedger(clock=clock)
+    await admitted(ledger, subject(), "crashed", 10)
+    stream = await admitted(ledger, subject(), "stream", 20)
+    clock.advance(100)
+    await ledger.renew(stream)
+
+    clock.advance(100)
+    await spend(ledger, subject(key="bob"), "two")
+
+    assert await counted(ledger) == (0, 20)
+
+
 async def test_window_that_was_left_out_keeps_its_subject() -> None:
     clock = FakeClock()
     ledger = MemoryLedger(clock=clock)

@@ -517,7 +517,7 @@ async def test_exception_after_the_end_is_raised_and_changes_nothing(
     assert lines(caplog) == []
 
 
-async def test_cancellation_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_cancelled_stream_says_so_before_it_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(EVENT_STREAM)
         group.cancel_scope.cancel()
@@ -527,7 +527,7 @@ async def test_cancellation_is_no_error(caplog: pytest.LogCaptureFixture) -> Non
         await converse(enveloped(app))
 
     assert group.cancel_scope.cancelled_caught
-    assert lines(caplog) == []
+    assert lines(caplog) == ["broke off the answer to request 0123456789abcdef: upstream_unavailable"]
 
 
 async def listen_and_raise(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas_middleware.catalogue import CHAT_COMPLETIONS
 from maas_middleware.context import MaaSContext, get_context
+from maas_middleware.errors import UpstreamError
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
 from maas_middleware.testing.converse import Conversation, converse
@@ -42,6 +43,7 @@ USAGE = b'{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}'
 JSON_ANSWER = b'{"choices":[{"message":{"content":"hi"}}],"usage":' + USAGE + b"}"
 USAGE_EVENT = b'data: {"choices":[],"usage":' + USAGE + b"}\n\n"
 DONE = b"data: [DONE]\n\n"
+STOP = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
 MIB = 1 << 20
 
 
@@ -171,14 +173,14 @@ async def test_running_usage_is_known_at_any_moment_and_never_added() -> None:
 @pytest.mark.parametrize(
     ("messages", "body"),
     [
-        pytest.param([piece(b""), piece(delta("a")), piece(b""), last()], delta("a"), id="empty-chunks"),
-        pytest.param([last(delta("a") + USAGE_EVENT)], delta("a"), id="all-in-the-last-chunk"),
-        pytest.param([piece(delta("a")), last(USAGE_EVENT)], delta("a"), id="nothing-left-of-the-last-chunk"),
-        pytest.param([piece(delta("a")), last(USAGE_EVENT[:-1])], delta("a"), id="usage-without-its-blank-line"),
+        pytest.param([piece(b""), piece(STOP), piece(b""), last()], STOP, id="empty-chunks"),
+        pytest.param([last(STOP + USAGE_EVENT)], STOP, id="all-in-the-last-chunk"),
+        pytest.param([piece(STOP), last(USAGE_EVENT)], STOP, id="nothing-left-of-the-last-chunk"),
+        pytest.param([piece(STOP), last(USAGE_EVENT[:-1])], STOP, id="usage-without-its-blank-line"),
         pytest.param(
             [piece(delta("a")), last(b"data: [DONE]")], delta("a") + b"data: [DONE]", id="end-within-an-event"
         ),
-        pytest.param([piece(delta("a")), {"type": "http.response.body"}], delta("a"), id="last-chunk-without-keys"),
+        pytest.param([piece(STOP), {"type": "http.response.body"}], STOP, id="last-chunk-without-keys"),
     ],
 )
 async def test_end_of_a_stream_is_the_last_message_whatever_is_in_it(messages: list[Message], body: bytes) -> None:
@@ -270,8 +272,7 @@ async def test_usage_of_0_is_0_and_not_unknown() -> None:
         pytest.param(b"{}", id="none"),
         pytest.param(b'{"usage":null}', id="null"),
         pytest.param(b"null", id="no-object"),
-        pytest.param(b"", id="empty"),
-        pytest.param(b'{"usage":', id="truncated"),
+        pytest.param(b'{"usage":3}', id="of-another-type"),
     ],
 )
 async def test_json_answer_without_usage_tells_none(body: bytes) -> None:
@@ -281,6 +282,61 @@ async def test_json_answer_without_usage_tells_none(body: bytes) -> None:
 
     assert answer.messages == json_answer(body)
     assert context_of(app).usage is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b'{"usage":', id="truncated"),
+        pytest.param(b"<html>\xff", id="no-json"),
+        pytest.param(b'{"model":"\xff"}', id="no-utf-8"),
+    ],
+)
+async def test_json_answer_that_cannot_be_read_is_no_answer(body: bytes) -> None:
+    answer = await chat(UsageMiddleware(Answering(*json_answer(body))))
+
+    assert answer.messages == []
+    assert isinstance(answer.exception, UpstreamError)
+
+
+async def test_answer_without_content_is_empty() -> None:
+    messages = [start(204, (b"content-type", b"application/json")), last()]
+
+    answer = await chat(UsageMiddleware(Answering(*messages)))
+
+    assert answer.messages == messages
+
+
+@pytest.mark.parametrize("body", [pytest.param(STREAM, id="stripped"), pytest.param(ASKED, id="untouched")])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param([piece(delta("a")), last()], id="behind-an-event"),
+        pytest.param([last(delta("a"))], id="with-the-last-event"),
+    ],
+)
+async def test_stream_that_ends_without_saying_so_is_cut(body: dict[str, Any], messages: list[Message]) -> None:
+    answer = await chat(UsageMiddleware(Answering(EVENT_STREAM, *messages)), json=body)
+
+    assert (answer.body, answer.complete) == (delta("a"), False)
+    assert isinstance(answer.exception, UpstreamError)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b": ping\n\n", id="comments"),
+        pytest.param(b'data: {"error":{"message":"no"}}\n\n', id="error"),
+        pytest.param(b'data: {"anything":1}\n\n', id="another-protocol"),
+        pytest.param(delta("a") + b'data: {"error":{"message":"no"}}\n\n', id="error-behind-content"),
+    ],
+)
+async def test_stream_that_has_no_choices_or_says_how_it_ended_is_whole(stream: bytes) -> None:
+    answer = await chat(UsageMiddleware(Answering(EVENT_STREAM, last(stream))), json=STREAM)
+
+    assert (answer.body, answer.complete, answer.exception) == (stream, True, None)
 
 
 async def test_usage_that_an_inner_gateway_tells_is_replaced_by_ours() -> None:
@@ -419,7 +475,7 @@ OFFERED: dict[str, Any] = {
     ("begin", "body"),
     [
         pytest.param(start(200, (b"content-type", b"application/json"), trailers=True), JSON_ANSWER, id="json"),
-        pytest.param({**EVENT_STREAM, "trailers": True}, delta("a"), id="stream"),
+        pytest.param({**EVENT_STREAM, "trailers": True}, STOP, id="stream"),
         pytest.param(start(200, (b"content-type", b"text/plain"), trailers=True), b"text", id="text"),
     ],
 )
