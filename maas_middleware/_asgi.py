@@ -80,12 +80,12 @@ def with_headers(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> Heade
     return [*without_headers(headers, *(name for name, _ in ours)), *ours]
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+async def read_body(receive: Receive, limit: int, seconds: float = BODY_SECONDS) -> bytes:
     """Read a request's body whole.
 
     Raises:
         RequestTooLarge: over `limit` bytes, counted as they come.
-        RequestTimeout: it takes more than a minute.
+        RequestTimeout: what follows the first piece takes longer than so many seconds.
         ClientLeft: the connection closed first.
     """
     body, more = await _read_piece(receive, limit)
@@ -93,7 +93,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         return body
     pieces, size = [body], len(body)
     try:
-        with anyio.fail_after(BODY_SECONDS):
+        with anyio.fail_after(seconds):
             while more:
                 body, more = await _read_piece(receive, limit - size)
                 pieces.append(body)
@@ -194,14 +194,14 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Callable[[R
     await response(scope, receive, send)
 
 
-async def in_time(operation: Awaitable[T]) -> T:
+async def in_time(operation: Awaitable[T], seconds: float = LEDGER_SECONDS) -> T:
     """Wait for the ledger, also when the request is cancelled meanwhile: neither a lease nor a charge may get lost.
 
     Raises:
-        StoreUnavailable: it takes more than a second.
+        StoreUnavailable: it takes longer.
     """
     try:
-        with anyio.fail_after(LEDGER_SECONDS, shield=True):
+        with anyio.fail_after(seconds, shield=True):
             return await operation
     except TimeoutError:
         raise StoreUnavailable from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from starlette.middleware import Middleware
@@ -62,9 +63,10 @@ class Service:
             await self._dispatch(scope, receive, send)
 
     async def aclose(self) -> None:
-        """Close the connections to the cluster and to upstreams."""
-        for close in self._closing:
-            await close()
+        """Close the connections to the cluster and to upstreams, each of them whatever happens to another."""
+        async with AsyncExitStack() as stack:
+            for close in self._closing:
+                stack.push_async_callback(close)
 
 
 class Parts:
@@ -121,6 +123,7 @@ class Parts:
         return Service(dispatch, _no_lifespan, [self.logins.aclose, transport.aclose])
 
     def mounted_in(self, app: ASGIApp) -> Service:
+        _check_public_paths(self.settings, self.catalogue)
         inner_key = inner_api_key_of(self.settings)
         host = Host(app, frozenset(self.settings.public_paths), keeps_unlisted=self.settings.scope == "inference")
         own: dict[str, ASGIApp] = {}
@@ -199,6 +202,16 @@ def _check_gateway(catalogue: Catalogue) -> None:
     ]
     if not catalogue.models:
         problems.append(Problem("models", "the gateway needs at least one model"))
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _check_public_paths(settings: Settings, catalogue: Catalogue) -> None:
+    problems = [
+        Problem(f"public_paths[{index}]", f"{path} is an endpoint that has to be paid for")
+        for index, path in enumerate(settings.public_paths)
+        if catalogue.locate(path).endpoints
+    ]
     if problems:
         raise ConfigurationError(problems)
 

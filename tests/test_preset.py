@@ -161,6 +161,15 @@ async def test_inner_key_replaces_the_callers_credential(tmp_path: Path) -> None
     assert [value for name, value in scope["headers"] if name == b"authorization"] == [b"Bearer inner-secret"]
 
 
+async def test_endpoint_cannot_be_made_public() -> None:
+    async with cluster_settings(public_paths=["/health", "/v1/completions/"]) as settings:
+        app = MaaSMiddleware(host_app(), settings=settings)
+
+        answer = await converse(app, "POST", "/v1/completions", json={})
+
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "not_configured")
+
+
 async def test_preflights_are_the_hosts() -> None:
     async with cluster_settings() as settings:
         app = MaaSMiddleware(host_app(), settings=settings)

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._asgi import BODY_MESSAGES, in_time, new_id, reject, required, with_headers
+from .._asgi import BODY_MESSAGES, LEDGER_SECONDS, in_time, new_id, reject, required, with_headers
 from ..context import MaaSContext, ensure_context
 from ..errors import AccessDenied, MaaSError, RateLimitExceeded
 from ..limiting import (
+    Charge,
     Demand,
     Headers,
     Lease,
@@ -42,6 +43,7 @@ class RateLimitMiddleware:
     Args:
         jitter: a number from 0 to 1; up to 5 % of the wait is added to `retry-after-ms`, so that not all clients come
             back in one instant.
+        ledger_timeout: seconds that a ledger may take; a request that it does not admit by then is answered with 503.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class RateLimitMiddleware:
         id_factory: Callable[[], str] = new_id,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        ledger_timeout: float = LEDGER_SECONDS,
     ) -> None:
         self.app = app
         self._ledger = ledger
         self._id_factory = id_factory
         self._jitter = jitter
-        self._live = _LiveLeases(ledger, clock)
+        self._ledger_timeout = ledger_timeout
+        self._live = _LiveLeases(ledger, clock, ledger_timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,11 +86,11 @@ class RateLimitMiddleware:
         except MaaSError as error:
             await reject(scope, receive, send, error)
             return
-        metered = _Metered(context, verdict, lease, self._ledger, self._live)
+        metered = _Metered(context, verdict, lease, self._live)
         await metered.run(self.app, scope, receive, send)
 
     async def _tell(self, subject: Subject, send: Send) -> None:
-        verdict = await in_time(self._ledger.peek(subject))
+        verdict = await in_time(self._ledger.peek(subject), self._ledger_timeout)
         headers = [*rate_limit_headers(verdict), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -94,7 +98,7 @@ class RateLimitMiddleware:
     async def _admit(self, context: MaaSContext, tier: Tier, subject: Subject) -> tuple[Verdict, Lease]:
         estimate = 1 if context.request is None else context.request.estimated_tokens
         demand = Demand(self._id_factory(), estimate)
-        verdict = context.verdict = await in_time(self._ledger.admit(subject, demand))
+        verdict = context.verdict = await in_time(self._ledger.admit(subject, demand), self._ledger_timeout)
         if verdict.lease is None:
             raise self._exceeded(verdict, tier)
         context.lease = verdict.lease
@@ -117,16 +121,18 @@ class _LiveLeases:
     then nobody has seen them lapse in this process, and the ledger brings them back.
     """
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float], timeout: float) -> None:
         self._ledger = ledger
         self._clock = clock
+        self._timeout = timeout
         self._due: dict[str, tuple[float, Lease]] = {}  # soonest first
 
     def add(self, lease: Lease) -> None:
         self._due[lease.id] = (self._clock() + RENEWAL_SECONDS, lease)
 
-    def remove(self, lease: Lease) -> None:
+    async def settle(self, lease: Lease, charge: Charge) -> None:
         self._due.pop(lease.id, None)
+        await self._count(self._ledger.settle(lease, charge))
 
     async def renew_due(self) -> None:
         now = self._clock()
@@ -136,24 +142,22 @@ class _LiveLeases:
                 return
             del self._due[lease.id]
             self.add(lease)
-            await _count(self._ledger.renew(lease))
+            await self._count(self._ledger.renew(lease))
 
-
-async def _count(operation: Awaitable[None]) -> None:
-    try:
-        await in_time(operation)
-    except Exception:  # a ledger in trouble must not break an answer off
-        logger.exception("the ledger failed")
+    async def _count(self, operation: Awaitable[None]) -> None:
+        try:
+            await in_time(operation, self._timeout)
+        except Exception:  # a ledger in trouble must not break an answer off
+            logger.exception("the ledger failed")
 
 
 class _Metered:
     """One admitted request, from admission to settlement."""
 
-    def __init__(self, context: MaaSContext, verdict: Verdict, lease: Lease, ledger: Ledger, live: _LiveLeases) -> None:
+    def __init__(self, context: MaaSContext, verdict: Verdict, lease: Lease, live: _LiveLeases) -> None:
         self._context = context
         self._verdict = verdict
         self._lease = lease
-        self._ledger = ledger
         self._live = live
         self._status: int | None = None
         self._complete = False
@@ -197,11 +201,10 @@ class _Metered:
     async def _settle(self) -> None:
         if not self._settled:
             self._settled = True
-            self._live.remove(self._lease)
             outcome = self._outcome()
             if outcome.lacks_usage:
                 logger.info("request %s was answered without usage", self._context.request_id)
-            await _count(self._ledger.settle(self._lease, charge_for(outcome)))
+            await self._live.settle(self._lease, charge_for(outcome))
 
     def _outcome(self) -> Outcome:
         context = self._context

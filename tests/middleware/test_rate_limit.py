@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware import _asgi
 from maas_middleware._asgi import reject
 from maas_middleware.catalogue import CHAT_COMPLETIONS, Endpoint
 from maas_middleware.context import ensure_context, get_context
@@ -588,12 +587,8 @@ async def test_ledger_that_fails_to_settle_or_renew_does_not_break_the_answer(ca
     assert [record.getMessage() for record in caplog.records] == ["the ledger failed"] * 2
 
 
-async def test_ledger_that_never_settles_does_not_hold_the_answer_for_ever(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(_asgi, "LEDGER_SECONDS", 0.01)
-
-    answer = await chat(metered(Answering(*json_answer(usage(30))), Hanging("settle")))
+async def test_ledger_that_never_settles_does_not_hold_the_answer_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    answer = await chat(metered(Answering(*json_answer(usage(30))), Hanging("settle"), ledger_timeout=0.01))
 
     assert (answer.complete, answer.body) == (True, usage(30))
     assert [record.getMessage() for record in caplog.records] == ["the ledger failed"]
@@ -608,11 +603,11 @@ async def test_ledger_that_never_settles_does_not_hold_the_answer_for_ever(
         pytest.param(Hanging("peek"), "HEAD", id="peek-hangs"),
     ],
 )
-async def test_ledger_that_cannot_tell_is_503(ledger: Ledger, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_asgi, "LEDGER_SECONDS", 0.01)
+async def test_ledger_that_cannot_tell_is_503(ledger: Ledger, method: str) -> None:
     app = Answering(*json_answer(usage(30)))
+    shells = metered(app, ledger, ledger_timeout=0.01)
 
-    answer = await converse(metered(app, ledger), method, CHAT_COMPLETIONS, headers=[AS_ALICE], json=CHAT)
+    answer = await converse(shells, method, CHAT_COMPLETIONS, headers=[AS_ALICE], json=CHAT)
 
     assert (answer.status, answer.json()["error"]["code"]) == (503, "store_unavailable")
     assert answer.header("retry-after") == "2"
