@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from ..context import ensure_context
 from ..errors import MethodNotAllowed
 from ..tiers import Tier
 
+_HOST = re.compile(r"[A-Za-z0-9._~-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _PATH_CHARACTERS = "/:@!$&'()*+,;="  # RFC 3986 3.3
 
 
@@ -79,5 +81,7 @@ class ModelsApp:
 
 
 def _base_url(request: Request) -> str:
-    root = request.scope.get("app_root_path", request.scope.get("root_path", "")).rstrip("/")
-    return f"{request.url.scheme}://{request.url.netloc}{root}"
+    scope = request.scope
+    root = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/")
+    host = request.headers.get("host", "localhost")
+    return f"{scope.get('scheme', 'http')}://{host if _HOST.fullmatch(host) else 'localhost'}{root}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import secrets
 import time
 from collections.abc import Callable, Collection
@@ -121,7 +120,7 @@ class JWTProvider:
         try:
             payload = self._verify(token)
             claims = _claims(payload)
-        except (jwt.PyJWTError, ValueError, RecursionError):
+        except (jwt.PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
             raise InvalidCredentials("malformed") from None
         self._check_times(payload)
         if await self._revocations.is_revoked(claims):
@@ -161,5 +160,5 @@ def _unverified_issuer(token: str) -> object:
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         return msgspec.json.decode(payload, type=dict[str, Any]).get("iss")
-    except (binascii.Error, ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
