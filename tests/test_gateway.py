@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from maas_middleware import ConfigurationError, gateway, load_settings
 from maas_middleware.requests import InferenceRequest
+from maas_middleware.testing import SimulatedModel, StandInCluster
 
-from .deployments import Deployment, bearer, chat, deployed
+from .deployments import USERS, Deployment, bearer, chat, deployed
+from .servers import serving
 
 
 @pytest.fixture
@@ -285,3 +289,34 @@ async def test_dead_upstream_costs_nothing(service: Deployment) -> None:
     assert "10.0.0.1" not in answer.text
     assert head.headers["x-ratelimit-remaining-requests"] == "5"
     assert head.headers["x-ratelimit-remaining-tokens"] == "100"
+
+
+async def test_stream_that_outlives_the_shutdown_says_so_before_it_breaks_off() -> None:
+    model, gate = SimulatedModel("simulator"), anyio.Event()
+    model.gate, model.hold_after = gate, 2
+    read, ended = b"", False
+    async with (
+        serving(StandInCluster(USERS)) as cluster_url,
+        serving(model) as model_url,
+        httpx.AsyncClient() as client,
+    ):
+        models = [{"id": "simulator", "tiers": "all", "upstreams": [model_url]}]
+        settings = load_settings({"MAAS_OPENSHIFT_API_URL": cluster_url}, models=models)
+        async with serving(gateway(settings)) as url:
+            minted = await client.post(f"{url}/v1/tokens", headers=bearer("sha256~free"))
+            headers = bearer(minted.json()["token"])
+            request = client.build_request(
+                "POST", f"{url}/v1/chat/completions", json=chat(stream=True), headers=headers
+            )
+            response = await client.send(request, stream=True)
+        with suppress(httpx.RemoteProtocolError):
+            async for piece in response.aiter_bytes():
+                read += piece
+            ended = True
+        await response.aclose()
+        gate.set()
+
+    *_, last, _ = read.split(b"\n\n")
+    assert not ended
+    assert b'"content"' in read
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "upstream_unavailable"

@@ -455,3 +455,16 @@ def test_endless_event_takes_constant_memory(strip: bool) -> None:
     tracemalloc.stop()
 
     assert peak < 4 * MAXIMUM_EVENT_BYTES
+
+
+@pytest.mark.parametrize("path", sorted(STREAMS.glob("*.sse")), ids=lambda path: str(path.stem))
+def test_recorded_stream_is_whole_and_its_first_choice_alone_is_not(path: Path) -> None:
+    whole, cut = EventScanner(strip=False), EventScanner(strip=False)
+    stream = path.read_bytes()
+
+    whole.feed(stream)
+    whole.flush()
+    cut.feed(stream[: stream.index(b'"choices"') + len(b'"choices"')])
+    cut.flush()
+
+    assert (whole.is_cut, cut.is_cut) == (False, True)
