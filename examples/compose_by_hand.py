@@ -44,12 +44,13 @@ async def completions(body: dict[str, Any]) -> dict[str, Any]:
     return {"object": "text_completion", "choices": [{"index": 0, "text": body["prompt"]}], "usage": usage}
 
 
+ledger = maas.MemoryLedger()
 inference = maas.stack(
     api,  # and round it, outermost first:
     Middleware(maas.ErrorEnvelopeMiddleware),
     Middleware(maas.IdentityMiddleware, provider=access_tokens),
-    Middleware(maas.TierMiddleware, resolver=resolver),
-    Middleware(maas.RateLimitMiddleware, ledger=maas.MemoryLedger()),
+    Middleware(maas.TierMiddleware, resolver=resolver, ledger=ledger),
+    Middleware(maas.RateLimitMiddleware, ledger=ledger),
     Middleware(maas.UsageMiddleware),
 )
 tokens = maas.stack(

@@ -20,9 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Scope
 
-from maas_middleware import FirstOf, Identity, IdentityMiddleware
-from maas_middleware.errors import InvalidCredentials
-from maas_middleware.identity import credential
+from maas_middleware import FirstOf, Identity, IdentityMiddleware, InvalidCredentials, credential
 
 # printf %s acme-7b1f2c | sha256sum
 KEYS = {

@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from starlette.middleware import Middleware
 
 import maas_middleware as maas
-from maas_middleware.errors import NoTier
-from maas_middleware.testing.identity import StaticIdentityProvider
-from maas_middleware.testing.model import SimulatedModel
+from maas_middleware.testing import SimulatedModel, StaticIdentityProvider
 
 provider = StaticIdentityProvider(  # a real service takes OpenShiftProvider, JWTProvider, or one of its own
     {f"{name}-token": maas.Identity("example", name) for name in ("alice", "bob", "carol")}
@@ -38,7 +36,7 @@ class PlanResolver:
     async def resolve(self, identity: maas.Identity, /) -> maas.Tier:
         plan = self._plans.get(identity.name)
         if plan is None:
-            raise NoTier("You have no plan yet: choose one at https://example.com/plans")
+            raise maas.NoTier("You have no plan yet: choose one at https://example.com/plans")
         return maas.Tier("personal", requests=maas.parse_limits(plan))
 
 

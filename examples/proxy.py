@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 import maas_middleware as maas
-from maas_middleware.testing.identity import StaticIdentityProvider
+from maas_middleware.testing import StaticIdentityProvider
 
 model = maas.Model(
     id="chat",

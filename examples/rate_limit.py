@@ -25,8 +25,7 @@ from maas_middleware import (
     parse_limits,
     stack,
 )
-from maas_middleware.testing.identity import StaticIdentityProvider
-from maas_middleware.testing.model import SimulatedModel
+from maas_middleware.testing import SimulatedModel, StaticIdentityProvider
 
 provider = StaticIdentityProvider(  # a real service takes OpenShiftProvider, JWTProvider, or one of its own
     {

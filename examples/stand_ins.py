@@ -11,8 +11,7 @@ takes its place (you have to be allowed to create tokenreviews there), and `$(oc
 
 from __future__ import annotations
 
-from maas_middleware.testing.cluster import ClusterUser, StandInCluster
-from maas_middleware.testing.model import SimulatedModel
+from maas_middleware.testing import ClusterUser, SimulatedModel, StandInCluster
 
 cluster = StandInCluster(
     {

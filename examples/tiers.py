@@ -27,7 +27,7 @@ from maas_middleware import (
     Tier,
     TierMiddleware,
 )
-from maas_middleware.testing.identity import StaticIdentityProvider
+from maas_middleware.testing import StaticIdentityProvider
 
 provider = StaticIdentityProvider(  # a real service takes OpenShiftProvider, JWTProvider, or one of its own
     {

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from maas_middleware import UsageMiddleware, get_context
-from maas_middleware.testing.model import SimulatedModel
+from maas_middleware.testing import SimulatedModel
 
 
 class Total:

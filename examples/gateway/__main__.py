@@ -23,8 +23,7 @@ import yaml
 from starlette.types import ASGIApp
 
 from maas_middleware.cli import main
-from maas_middleware.testing.cluster import ClusterUser, StandInCluster
-from maas_middleware.testing.model import SimulatedModel
+from maas_middleware.testing import ClusterUser, SimulatedModel, StandInCluster
 
 CONFIG = Path(__file__).with_name("maas.yaml")
 USERS = {
