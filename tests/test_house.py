@@ -18,7 +18,7 @@ PACKAGE = Path(maas_middleware.__file__).parent
 CORE_LIBRARIES = {"msgspec", "limits"}
 CORE = {
     *("context", "durations", "errors", "identity", "tiers", "catalogue", "limiting", "requests", "usage", "tokens"),
-    "_cache",
+    *("charging", "_cache"),
 }
 PLUMBING = {"_asgi", "_lifespan"}
 SHELLS = {"middleware", "apps"}

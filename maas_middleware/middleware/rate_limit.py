@@ -10,21 +10,20 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_MESSAGES, LEDGER_SECONDS, in_time, new_id, reject, required, with_headers
+from ..charging import Outcome, charge_for
 from ..context import MaaSContext, ensure_context
-from ..errors import AccessDenied, MaaSError, RateLimitExceeded
+from ..errors import AccessDenied, MaaSError
 from ..limiting import (
     Charge,
     Demand,
     Headers,
     Lease,
     Ledger,
-    Outcome,
     Subject,
     Verdict,
     after_use,
-    charge_for,
+    limit_exceeded,
     rate_limit_headers,
-    retry_headers,
 )
 from ..tiers import Tier
 
@@ -100,18 +99,11 @@ class RateLimitMiddleware:
         demand = Demand(self._id_factory(), estimate)
         verdict = context.verdict = await in_time(self._ledger.admit(subject, demand), self._ledger_timeout)
         if verdict.lease is None:
-            raise self._exceeded(verdict, tier)
+            error = limit_exceeded(verdict, tier.name, self._jitter())
+            error.headers = (*rate_limit_headers(verdict), *error.headers)
+            raise error
         context.lease = verdict.lease
         return verdict, verdict.lease
-
-    def _exceeded(self, verdict: Verdict, tier: Tier) -> RateLimitExceeded:
-        wait_ms = verdict.retry_after_ms + int(verdict.retry_after_ms * 0.05 * self._jitter())
-        retry = retry_headers(wait_ms)
-        details: dict[str, object] = {"limit": verdict.refused_by, "tier": tier.name}
-        if (budget := verdict.refusing) is not None:
-            details |= {"quota": budget.limit.amount, "window_seconds": budget.limit.seconds}
-        details["retry_after_seconds"] = int(dict(retry)[b"retry-after"])
-        return RateLimitExceeded(details=details, headers=(*rate_limit_headers(verdict), *retry))
 
 
 class _LiveLeases:

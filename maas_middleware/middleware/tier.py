@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .._asgi import (
     MAXIMUM_BODY_BYTES,
     ClientLeft,
+    header_value,
     in_time,
     read_request,
     reject,
@@ -21,10 +23,12 @@ from .._asgi import (
 from ..catalogue import Catalogue, Location
 from ..context import MaaSContext, ensure_context
 from ..errors import InvalidRequest, MaaSError, MethodNotAllowed, ModelNotFound, NotFound
-from ..limiting import Ledger, rate_limit_headers
+from ..limiting import Ledger, Verdict, limit_exceeded, rate_limit_headers
 from ..tiers import Tier, TierResolver
 
 logger = logging.getLogger("maas_middleware")
+
+_LARGE_BYTES = 64 << 10
 
 
 class TierMiddleware:
@@ -38,7 +42,8 @@ class TierMiddleware:
         catalogue: default: any model, and it is the inner app that says which there are.
         unlisted: what happens to a path that is no endpoint: `refuse` (404), or `unmetered`: it passes, and
             costs nothing. Never let a route of a model server pass like that.
-        ledger: where given, refusals tell the caller's rate limits in their headers too.
+        ledger: where given, refusals tell the caller's rate limits in their headers too, and whoever is over one is
+            refused before a large body is read.
         max_body_bytes: what is over it is answered with 413.
     """
 
@@ -97,6 +102,7 @@ class TierMiddleware:
     async def _judge(
         self, context: MaaSContext, tier: Tier, location: Location, scope: Scope, receive: Receive
     ) -> tuple[Scope, Receive]:
+        await self._refuse_in_vain(context, tier, scope)
         request = await read_request(scope, receive, self._max_body_bytes)
         if context.model is None:
             if not request.model:
@@ -107,12 +113,26 @@ class TierMiddleware:
         context.request = request = request.naming(context.model.upstream_model)
         return with_body(scope, receive, request.encoded)
 
+    async def _refuse_in_vain(self, context: MaaSContext, tier: Tier, scope: Scope) -> None:
+        """Who is over a limit is told before a large body is read: reading costs time, and a refusal is free."""
+        verdict = await self._peek(context) if _may_be_large(scope) else None
+        if verdict is not None and verdict.refused_by is not None:
+            raise limit_exceeded(verdict, tier.name, random.random())
+
     async def _add_limits(self, context: MaaSContext, error: MaaSError) -> None:
-        if self._ledger is None or context.identity is None or context.tier is None or context.endpoint is None:
-            return
+        if context.endpoint is not None and (verdict := await self._peek(context)) is not None:
+            error.headers = (*error.headers, *rate_limit_headers(verdict))
+
+    async def _peek(self, context: MaaSContext) -> Verdict | None:
+        if self._ledger is None or context.identity is None or context.tier is None:
+            return None
         try:
-            verdict = await in_time(self._ledger.peek(context.tier.subject(context.identity)))
-        except Exception:  # a ledger in trouble changes nothing about the refusal
+            return await in_time(self._ledger.peek(context.tier.subject(context.identity)))
+        except Exception:  # a ledger in trouble decides nothing here
             logger.exception("the ledger failed on request %s", context.request_id)
-            return
-        error.headers = (*error.headers, *rate_limit_headers(verdict))
+            return None
+
+
+def _may_be_large(scope: Scope) -> bool:
+    length = header_value(scope["headers"], b"content-length")
+    return not length.isdigit() or int(length) > _LARGE_BYTES

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from maas_middleware.catalogue import CHAT_COMPLETIONS, Endpoint
 from maas_middleware.context import get_context
 from maas_middleware.errors import StoreUnavailable
 from maas_middleware.ledgers.memory import MemoryLedger
-from maas_middleware.limiting import Demand, Subject, Verdict
+from maas_middleware.limiting import Demand, Subject, Verdict, parse_limits
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.converse import converse, http_scope
@@ -481,3 +482,44 @@ async def test_websocket_passes_where_unlisted_paths_do() -> None:
     messages = await knock(tiered(app, unlisted="unmetered"), CHAT_COMPLETIONS, headers=[AS_ALICE])
 
     assert messages == [{"type": "websocket.accept"}]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param([("content-length", "65537")], id="length"),
+        pytest.param([("transfer-encoding", "chunked")], id="no-length"),
+    ],
+)
+async def test_whoever_is_over_a_limit_is_refused_before_a_large_body_is_read(headers: list[tuple[str, str]]) -> None:
+    ledger, app = MemoryLedger(clock=FakeClock()), inner()
+    shell = tiered(app, ledger=ledger, resolver=GroupTierResolver([replace(FREE, requests=parse_limits("1/minute"))]))
+    await ledger.admit(Subject(ALICE.key, parse_limits("1/minute"), ()), Demand("first", 1))
+
+    async def receive() -> Message:
+        raise AssertionError("the body was read")
+
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    await shell(http_scope("POST", CHAT_COMPLETIONS, headers=[AS_ALICE, *headers]), receive, send)
+
+    error = json.loads(messages[1]["body"])["error"]
+    names = [name for name, _ in messages[0]["headers"]]
+    assert (messages[0]["status"], error["code"]) == (429, "rate_limit_exceeded")
+    assert (error["details"]["limit"], error["details"]["quota"]) == ("requests", 1)
+    assert names.count(b"retry-after") == names.count(b"x-ratelimit-remaining-requests") == 1
+    assert app.scopes == []
+
+
+async def test_large_body_within_the_limits_is_read() -> None:
+    app = inner()
+    body = json.dumps({"model": "simulator", "messages": "x" * 70_000}).encode()
+
+    answer = await converse(
+        tiered(app, ledger=MemoryLedger(clock=FakeClock())), "POST", CHAT_COMPLETIONS, headers=[AS_ALICE], body=body
+    )
+
+    assert answer.status == 200

@@ -1,0 +1,63 @@
+"""What a request costs, by how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .limiting import Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an admitted request ended.
+
+    Attributes:
+        status: of the answer; None where none began.
+        refused: whether one of our own shells answered.
+        failed: whether the app raised or answered nothing.
+        complete: whether the answer was ended.
+        client_left: whether the client left before that.
+        used: the last usage that the model reported, in tokens; None is unknown.
+        produced: pieces of content seen in a stream.
+        prompt, estimate: estimates of the prompt, and of prompt and output together.
+    """
+
+    status: int | None
+    refused: bool
+    failed: bool
+    complete: bool
+    client_left: bool
+    used: int | None
+    produced: int
+    prompt: int
+    estimate: int
+
+    @property
+    def cost_nothing(self) -> bool:
+        """Whether the caller got nothing that the model worked for."""
+        never_began = self.failed and self.status is None and not self.client_left
+        # 401 and 403 are about a credential of ours: for the caller the model failed
+        model_failed = self.status is not None and (self.status >= 500 or self.status in (401, 403))
+        return self.refused or never_began or model_failed
+
+    @property
+    def lacks_usage(self) -> bool:
+        """Whether a whole answer came without usage, so that its estimate has to do."""
+        is_answer = self.complete and not self.client_left and not self.cost_nothing and (self.status or 0) < 400
+        return is_answer and self.used is None
+
+
+def charge_for(outcome: Outcome) -> Charge:
+    """What a request costs: the usage; without it prompt and pieces of content, at least 1; without these the estimate.
+
+    A refusal of ours, a 5xx, and a failure before the answer began cost nothing, a 4xx of the app the request alone.
+    """
+    if outcome.cost_nothing:
+        return Charge(0, request=False)
+    if (outcome.status or 0) >= 400:
+        return Charge(0)
+    if outcome.used is not None:
+        return Charge(outcome.used)
+    if outcome.lacks_usage and not outcome.produced:
+        return Charge(outcome.estimate)
+    return Charge(max(1, outcome.prompt + outcome.produced))
