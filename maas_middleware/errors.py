@@ -15,6 +15,8 @@ from typing import Any, Literal
 import msgspec
 
 Headers = tuple[tuple[bytes, bytes], ...]
+MAXIMUM_ERROR_BYTES = 64 << 10  # as much of a foreign error is read
+
 Reason = Literal["missing", "malformed", "expired", "revoked", "unknown"]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trustme
 
@@ -53,6 +54,13 @@ def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
         stand_in(programs / "kubectl", f"echo localhost:{gateway.port}")
         path = f"{programs}:{os.environ['PATH']}"
         yield {"PATH": path, "HOME": str(tmp_path), "CURL_CA_BUNDLE": str(tmp_path / "ca.pem")}
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[str]:
+    """The URL of the example gateway."""
+    with running_gateway() as gateway:
+        yield f"http://127.0.0.1:{gateway.port}"
 
 
 def stand_in(path: Path, line: str) -> None:
@@ -182,3 +190,25 @@ def test_what_the_example_gateway_prints_works_as_pasted_and_ctrl_c_ends_it() ->
     assert "data: [DONE]" in ran.stdout
     assert "x-ratelimit-remaining-requests: 4" in ran.stdout
     assert exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "models", "requests", "tokens"),
+    [
+        pytest.param("free", ["simulator"], "5", "100", id="free"),
+        pytest.param("premium", ["simulator", "qwen3"], "20", "50000", id="premium"),
+        pytest.param("enterprise", ["simulator", "qwen3"], "50", "100000", id="enterprise"),
+        pytest.param("admin", ["simulator", "qwen3"], "50", "100000", id="admin"),
+    ],
+)
+def test_users_of_the_example_gateway_have_the_tiers_of_the_guide(
+    user: str, models: list[str], requests: str, tokens: str, example: str
+) -> None:
+    with httpx.Client(base_url=example) as client:
+        minted = client.post("/v1/tokens", headers={"authorization": f"Bearer sha256~demo-{user}"})
+        headers = {"authorization": f"Bearer {minted.json()['token']}"}
+        listed = client.get("/v1/models", headers=headers).json()["data"]
+        limits = client.head("/v1/chat/completions", headers=headers).headers
+
+    assert [model["id"] for model in listed] == models
+    assert (limits["x-ratelimit-limit-requests"], limits["x-ratelimit-limit-tokens"]) == (requests, tokens)

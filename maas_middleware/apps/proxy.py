@@ -14,13 +14,20 @@ from starlette.types import Message, Receive, Scope, Send
 from .._asgi import ClientLeft, answer_error, reject, required, route_path
 from ..catalogue import Model
 from ..context import ensure_context
-from ..errors import InvalidRequest, MaaSError, UpstreamError, UpstreamTimeout, UpstreamUnavailable, inner_error
+from ..errors import (
+    MAXIMUM_ERROR_BYTES,
+    InvalidRequest,
+    MaaSError,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    inner_error,
+)
 from ._forwarding import request_headers, response_headers, upstream_wait
 
 logger = logging.getLogger("maas_middleware")
 
 _CLOSING_SECONDS = 5.0
-_MAXIMUM_ERROR_BYTES = 64 << 10
 
 
 class ProxyApp:
@@ -167,14 +174,14 @@ class _Answer:
     async def _refusal(self, response: httpx.Response) -> MaaSError:
         status, body = response.status_code, self._first or b""
         with _failures_mapped(), anyio.fail_after(self._idle_timeout):
-            while len(body) < _MAXIMUM_ERROR_BYTES and (chunk := await anext(self._chunks, None)) is not None:
+            while len(body) < MAXIMUM_ERROR_BYTES and (chunk := await anext(self._chunks, None)) is not None:
                 body += chunk
-        logger.warning("the upstream of model %s answered %d", self._model.id, status)
-        if status < 400 or status in (401, 403) or (status >= 500 and status not in (503, 504)):
-            return UpstreamError()
-        error = inner_error(status, body)
-        waits = upstream_wait(response.headers.raw)
-        error.headers = tuple({**dict(error.headers), **waits}.items())
+        is_failure = status < 400 or (status >= 500 and status not in (503, 504))
+        error = UpstreamError() if is_failure else inner_error(status, body)
+        if error.status >= 500 or status == 404:  # the others are about the request
+            logger.warning("the upstream of model %s answered %d", self._model.id, status)
+        if error.status != 502:
+            error.headers = tuple({**dict(error.headers), **upstream_wait(response.headers.raw)}.items())
         return error
 
 

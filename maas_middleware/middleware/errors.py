@@ -12,13 +12,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
 from ..context import MaaSContext, ensure_context
-from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamUnavailable, envelope, inner_error
+from ..errors import (
+    MAXIMUM_ERROR_BYTES,
+    InternalError,
+    InvalidRequest,
+    MaaSError,
+    UpstreamUnavailable,
+    envelope,
+    inner_error,
+)
 from ..identity import header
 
 logger = logging.getLogger("maas_middleware")
 
 _CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_MAXIMUM_ERROR_BYTES = 64 << 10
 _FAREWELL_SECONDS = 1.0
 _REPLACED_HEADERS = (b"content-type", b"content-encoding", *BODY_HEADERS)
 _WEBSOCKET_STARTS = frozenset({"websocket.accept", "websocket.http.response.start"})
@@ -147,7 +154,7 @@ class _Responder:
         await self._send(message)
 
     async def _hold(self, start: Message, message: Message) -> None:
-        room = _MAXIMUM_ERROR_BYTES - len(self._error_body)
+        room = MAXIMUM_ERROR_BYTES - len(self._error_body)
         self._error_body += message.get("body", b"")[:room]
         if not message.get("more_body", False):
             await self._translate(start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -45,6 +46,7 @@ class TierMiddleware:
         ledger: where given, refusals tell the caller's rate limits in their headers too, and whoever is over one is
             refused before a large body is read.
         max_body_bytes: what is over it is answered with 413.
+        jitter: as in `RateLimitMiddleware`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TierMiddleware:
         unlisted: Literal["refuse", "unmetered"] = "refuse",
         ledger: Ledger | None = None,
         max_body_bytes: int = MAXIMUM_BODY_BYTES,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.app = app
         self._resolver = resolver
@@ -63,6 +66,7 @@ class TierMiddleware:
         self._passes_unlisted = unlisted == "unmetered"
         self._ledger = ledger
         self._max_body_bytes = max_body_bytes
+        self._jitter = jitter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -102,7 +106,7 @@ class TierMiddleware:
     async def _judge(
         self, context: MaaSContext, tier: Tier, location: Location, scope: Scope, receive: Receive
     ) -> tuple[Scope, Receive]:
-        await self._refuse_in_vain(context, tier, scope)
+        await self._refuse_early(context, tier, scope)
         request = await read_request(scope, receive, self._max_body_bytes)
         if context.model is None:
             if not request.model:
@@ -113,11 +117,11 @@ class TierMiddleware:
         context.request = request = request.naming(context.model.upstream_model)
         return with_body(scope, receive, request.encoded)
 
-    async def _refuse_in_vain(self, context: MaaSContext, tier: Tier, scope: Scope) -> None:
+    async def _refuse_early(self, context: MaaSContext, tier: Tier, scope: Scope) -> None:
         """Who is over a limit is told before a large body is read: reading costs time, and a refusal is free."""
         verdict = await self._peek(context) if _may_be_large(scope) else None
         if verdict is not None and verdict.refused_by is not None:
-            raise limit_exceeded(verdict, tier.name, random.random())
+            raise limit_exceeded(verdict, tier.name, self._jitter())
 
     async def _add_limits(self, context: MaaSContext, error: MaaSError) -> None:
         if context.endpoint is not None and (verdict := await self._peek(context)) is not None:
