@@ -5,8 +5,10 @@
     curl -L localhost:8000/v1/models -H "Authorization: Bearer bob-token"
     curl localhost:8000/v1/completions -H "Authorization: Bearer bob-token" --json '{"model": "large", "prompt": "Hi"}'
     curl localhost:8000/large/v1/completions -H "Authorization: Bearer alice-token" --json '{"prompt": "Hi"}'
+    curl localhost:8000/v1/tiers/lookup -H "Authorization: Bearer bob-token" --json '{"groups": ["researchers"]}'
 
-bob sees one model of two, and is refused the other (403). A path may name the model instead of the body.
+bob sees one model of two, and is refused the other (403), more than 100 tokens in one answer (400), and streams (403).
+A path may name the model instead of the body.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from maas_middleware import (
     Model,
     ModelsApp,
     Tier,
+    TierLookupApp,
     TierMiddleware,
 )
 from maas_middleware.testing import StaticIdentityProvider
@@ -36,10 +39,14 @@ provider = StaticIdentityProvider(  # a real service takes OpenShiftProvider, JW
         "carol-token": Identity("example", "carol"),
     }
 )
-tiers = [Tier("free", groups=("everyone",)), Tier("premium", level=1, groups=("researchers",))]
+tiers = [
+    Tier("free", groups=("everyone",), max_tokens_per_request=100, features=frozenset({"tools"})),
+    Tier("premium", level=1, groups=("researchers",)),
+]
+resolver = GroupTierResolver(tiers)
 catalogue = Catalogue(
     [
-        Model(id="small", name="Small", upstream_model="qwen3-0.6b", path="/small"),
+        Model(id="small", name="Small", aliases=("mini",), upstream_model="qwen3-0.6b", path="/small"),
         Model(id="large", name="Large", upstream_model="qwen3-32b", path="/large", tiers=frozenset({"premium"})),
     ]
 )
@@ -55,10 +62,11 @@ app = Starlette(
     routes=[
         Route("/v1/completions", completions, methods=["POST"]),
         Mount("/v1/models", ModelsApp(catalogue=catalogue, tiers=lambda: tiers)),
+        Route("/v1/tiers/lookup", TierLookupApp(resolver=resolver)),
     ],
     middleware=[
         Middleware(IdentityMiddleware, provider=provider),
         # `unlisted="unmetered"` lets /v1/models through, and whatever else is no inference; without it, that is refused
-        Middleware(TierMiddleware, resolver=GroupTierResolver(tiers), catalogue=catalogue, unlisted="unmetered"),
+        Middleware(TierMiddleware, resolver=resolver, catalogue=catalogue, unlisted="unmetered"),
     ],
 )

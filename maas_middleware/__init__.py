@@ -3,6 +3,7 @@
 from .apps.health import DocumentApp, health_app, ready_app
 from .apps.models import ModelsApp
 from .apps.proxy import ProxyApp
+from .apps.tier_lookup import TierLookupApp
 from .apps.tokens import TokensApp
 from .catalogue import Catalogue, Model
 from .context import MaaSContext, get_context
@@ -12,6 +13,7 @@ from .ledgers.memory import MemoryLedger
 from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Subject, Verdict, parse_limits
 from .middleware import stack
 from .middleware.errors import ErrorEnvelopeMiddleware
+from .middleware.forwarded import ForwardedMiddleware
 from .middleware.identity import IdentityMiddleware
 from .middleware.rate_limit import RateLimitMiddleware
 from .middleware.tier import TierMiddleware
@@ -51,6 +53,7 @@ __all__ = [
     "DocumentApp",
     "ErrorEnvelopeMiddleware",
     "FirstOf",
+    "ForwardedMiddleware",
     "GroupTierResolver",
     "Identity",
     "IdentityMiddleware",
@@ -84,6 +87,7 @@ __all__ = [
     "StoreUnavailable",
     "Subject",
     "Tier",
+    "TierLookupApp",
     "TierMiddleware",
     "TierResolver",
     "TierSettings",

@@ -13,9 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from .catalogue import error_format
 from .context import ensure_context
-from .errors import MaaSError, NotFound, RequestTimeout, RequestTooLarge, StoreUnavailable, envelope
-from .requests import InferenceRequest
+from .envelopes import envelope
+from .errors import MaaSError, NotFound, RequestTimeout, RequestTooLarge, StoreUnavailable
+from .requests import JSONRequest
 
 logger = logging.getLogger("maas_middleware")
 
@@ -124,21 +126,21 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
-    """The scope and `receive` of the same request with another body."""
-    headers = without_headers(scope["headers"], *BODY_HEADERS)
-    headers.append((b"content-length", b"%d" % len(body)))
+    """The scope and `receive` of the same request with another body, which is JSON and nothing else."""
+    headers = without_headers(scope["headers"], b"content-type", b"content-encoding", *BODY_HEADERS)
+    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return {**scope, "headers": headers}, replay(body, receive)
 
 
-async def read_request(scope: Scope, receive: Receive, limit: int = MAXIMUM_BODY_BYTES) -> InferenceRequest:
+async def read_json(scope: Scope, receive: Receive, limit: int = MAXIMUM_BODY_BYTES) -> JSONRequest:
     """Read and judge an inference request, once for all shells as long as nobody between them changes the body.
 
     Whoever calls it passes the request's `encoded` body on with `with_body`.
     """
     body = await read_body(receive, limit)
     context = ensure_context(scope)
-    if context.request is None or context.request.encoded != body:
-        context.request = InferenceRequest.parse(body)
+    if not isinstance(context.request, JSONRequest) or context.request.encoded != body:
+        context.request = JSONRequest.parse(body)
     return context.request
 
 
@@ -156,7 +158,7 @@ async def reject(scope: Scope, receive: Receive, send: Send, error: MaaSError) -
 
 async def answer_error(scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:
     """Answer with an error that somebody else is to blame for."""
-    body = envelope(error, ensure_context(scope).request_id)
+    body = envelope(error, ensure_context(scope).request_id, error_format(scope["path"]))
     if scope["type"] == "http":
         await _respond(send, "http.response", error, body)
     elif "websocket.http.response" in (scope.get("extensions") or {}):

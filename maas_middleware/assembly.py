@@ -14,7 +14,9 @@ from ._asgi import reject, with_route_path
 from ._lifespan import run_lifespan
 from .apps.health import DocumentApp, health_app, ready_app
 from .apps.models import ModelsApp
+from .apps.openapi import openapi_document
 from .apps.proxy import ProxyApp
+from .apps.tier_lookup import TierLookupApp
 from .apps.tokens import TokensApp
 from .catalogue import MODELS, Catalogue
 from .dispatch import Dispatch, Host
@@ -23,6 +25,7 @@ from .identity import FirstOf
 from .ledgers.memory import MemoryLedger
 from .middleware import stack
 from .middleware.errors import ErrorEnvelopeMiddleware
+from .middleware.forwarded import ForwardedMiddleware
 from .middleware.identity import IdentityMiddleware
 from .middleware.rate_limit import RateLimitMiddleware
 from .middleware.tier import TierMiddleware
@@ -51,7 +54,7 @@ logger = logging.getLogger("maas_middleware")
 class Service:
     """A dispatch and its resources, round the lifespan of the app inside."""
 
-    def __init__(self, dispatch: Dispatch, inner: ASGIApp, closing: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    def __init__(self, dispatch: ASGIApp, inner: ASGIApp, closing: Sequence[Callable[[], Awaitable[None]]]) -> None:
         self._dispatch = dispatch
         self._inner = inner
         self._closing = closing
@@ -105,6 +108,7 @@ class Parts:
             audiences=openshift.audiences,
             timeout=openshift.timeout,
             allow_service_accounts=openshift.allow_service_accounts,
+            review=openshift.review,
         )
         logger.warning("tokens, revocations and counters are kept by this process alone, and end with it")
 
@@ -132,27 +136,33 @@ class Parts:
         dispatch = self._dispatch(self._inference(app, inner_key), own, host)
         return Service(dispatch, app, [self.logins.aclose])
 
-    def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> Dispatch:
+    def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> ASGIApp:
         tokens = TokensApp(minter=self.minter, store=self.store, resolver=self.resolver, lifetimes=self.lifetimes)
-        collections = {"/v1/tokens": self._known(tokens)}
+        collections = {
+            "/v1/tokens": self._known(tokens),
+            "/v1/tiers/lookup": self._known(TierLookupApp(resolver=self.resolver)),
+        }
         if not self.catalogue.is_open:
             collections[MODELS] = self._models()
-        return Dispatch(
+        dispatch = Dispatch(
             catalogue=self.catalogue,
             inference=inference,
             documents={
                 "/.well-known/jwks.json": _open(DocumentApp(self.keys.jwks)),
                 "/maas-api/health": _open(health_app()),
                 "/maas-api/ready": _open(self._ready()),
+                "/maas-api/openapi.json": _open(DocumentApp(openapi_document)),
                 **documents,
             },
             collections=collections | {f"/maas-api{path}": app for path, app in collections.items()},
             unknown=self._known(_not_found),
             host=host,
         )
+        trusted = self.settings.trusted_proxies
+        return ForwardedMiddleware(dispatch, trusted=trusted) if trusted else dispatch
 
     def _inference(self, inner: ASGIApp, inner_key: str | None = None) -> ASGIApp:
-        limit = self.settings.proxy.max_body_bytes
+        limit, ietf_headers = self.settings.proxy.max_body_bytes, self.settings.ietf_rate_limit_headers
         return stack(
             inner,
             Middleware(ErrorEnvelopeMiddleware),
@@ -163,8 +173,9 @@ class Parts:
                 catalogue=self.catalogue,
                 ledger=self.ledger,
                 max_body_bytes=limit,
+                ietf_headers=ietf_headers,
             ),
-            Middleware(RateLimitMiddleware, ledger=self.ledger),
+            Middleware(RateLimitMiddleware, ledger=self.ledger, ietf_headers=ietf_headers),
             Middleware(UsageMiddleware, max_body_bytes=limit),
         )
 
@@ -208,7 +219,7 @@ def _check_gateway(catalogue: Catalogue) -> None:
 
 def _check_public_paths(settings: Settings, catalogue: Catalogue) -> None:
     problems = [
-        Problem(f"public_paths[{index}]", f"{path} is an endpoint that has to be paid for")
+        Problem(f"public_paths[{index}]", f"{path} is in the table of endpoints, so it is not for everyone")
         for index, path in enumerate(settings.public_paths)
         if catalogue.locate(path).endpoints
     ]

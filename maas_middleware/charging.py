@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .dialects import Dialect
 from .limiting import Charge
+from .requests import InferenceRequest
+from .tiers import Tier
+
+_MAXIMUM_ESTIMATE = 2**53 - 1  # the integers of any ledger
+
+
+def estimated_tokens(request: InferenceRequest, dialect: Dialect, tier: Tier) -> int:
+    """Prompt and output together. An output without a cap is taken for the tier's cap, or else for the dialect's."""
+    return min(request.prompt_tokens + _output_tokens(request, dialect, tier), _MAXIMUM_ESTIMATE)
+
+
+def _output_tokens(request: InferenceRequest, dialect: Dialect, tier: Tier) -> int:
+    if request.cap is not None or not dialect.output_tokens:
+        return (request.cap or 0) * request.answers
+    if tier.max_tokens_per_request is not None:
+        return tier.max_tokens_per_request
+    return dialect.output_tokens * request.answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +38,7 @@ class Outcome:
         used: the last usage that the model reported, in tokens; None is unknown.
         produced: pieces of content seen in a stream.
         prompt, estimate: estimates of the prompt, and of prompt and output together.
+        reported_failure: whether the model itself said, in an answer that began as a success, that it failed.
     """
 
     status: int | None
@@ -31,6 +50,7 @@ class Outcome:
     produced: int
     prompt: int
     estimate: int
+    reported_failure: bool = False
 
     @property
     def cost_nothing(self) -> bool:
@@ -38,7 +58,8 @@ class Outcome:
         never_began = self.failed and self.status is None and not self.client_left
         # 401 and 403 are about a credential of ours: for the caller the model failed
         model_failed = self.status is not None and (self.status >= 500 or self.status in (401, 403))
-        return self.refused or never_began or model_failed
+        only_failed = self.reported_failure and not self.produced and self.used is None
+        return self.refused or never_began or model_failed or only_failed
 
     @property
     def lacks_usage(self) -> bool:
@@ -50,7 +71,8 @@ class Outcome:
 def charge_for(outcome: Outcome) -> Charge:
     """What a request costs: the usage; without it prompt and pieces of content, at least 1; without these the estimate.
 
-    A refusal of ours, a 5xx, and a failure before the answer began cost nothing, a 4xx of the app the request alone.
+    A refusal of ours, a 5xx, a failure before the answer began, and one that is reported instead of an answer cost
+    nothing, a 4xx of the app the request alone.
     """
     if outcome.cost_nothing:
         return Charge(0, request=False)

@@ -8,13 +8,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from . import __version__
 from .assembly import Parts
+from .catalogue import ENDPOINTS, Endpoint
 from .preset import gateway
 from .providers.keys import SigningKeys
-from .settings import ConfigurationError, Problem, Settings, load_settings
+from .settings import ConfigurationError, Problem, Settings, load_settings, warnings_of
+from .tiers import Tier
 
 logger = logging.getLogger("maas_middleware")
 
@@ -65,16 +69,33 @@ def _new_key(path: Path) -> int:
 def _check(settings: Settings) -> int:
     parts = Parts(settings)
     for tier in parts.tiers.current():
-        print(f"tier {tier.name}: level {tier.level}, groups {', '.join(tier.groups)}")
+        print(f"tier {tier.name}: level {tier.level}, groups {', '.join(tier.groups) or 'none'}; {_extent(tier)}")
     for model in parts.catalogue.models:
         allowed = "every tier" if model.tiers is None else ", ".join(sorted(model.tiers)) or "nobody"
-        print(f"model {model.id}: for {allowed}, below {model.path}")
+        aliases = f", also called {', '.join(model.aliases)}" if model.aliases else ""
+        print(f"model {model.id}{aliases}: for {allowed}, below {model.path}")
+    for what, endpoints in groupby(ENDPOINTS, partial(_meaning, parts.tiers.current())):
+        print(f"{what}: {', '.join(endpoint.path for endpoint in endpoints)}")
     try:
         parts.gateway()
     except ConfigurationError as error:
         print(f"fit to be mounted in an inference app, but not for `maas-gateway serve`:\n{error}")
+    for warning in warnings_of(settings):
+        print(f"warning: {warning}")
     print("The configuration is valid.")
     return 0
+
+
+def _extent(tier: Tier) -> str:
+    features = "all features" if tier.features is None else f"features {', '.join(tier.features) or 'none'}"
+    cap = tier.max_tokens_per_request
+    return features if cap is None else f"{features}; at most {cap} tokens a request"
+
+
+def _meaning(tiers: Sequence[Tier], endpoint: Endpoint) -> str:
+    dialect = f" as {endpoint.dialect.name}" if endpoint.dialect is not None else ""
+    lacking = [tier.name for tier in tiers if endpoint.feature is not None and not tier.has(endpoint.feature)]
+    return f"{endpoint.kind}{dialect}" + (f", not for {', '.join(lacking)}" if lacking else "")
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
@@ -100,6 +121,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
         server_header=False,
+        proxy_headers=False,  # whose word counts is for `trusted_proxies` to say
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     return 0

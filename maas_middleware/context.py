@@ -20,12 +20,14 @@ class MaaSContext:
 
     Each field has one writer: `ErrorEnvelopeMiddleware` writes `request_id`; `IdentityMiddleware` `identity`;
     `TierMiddleware` `tier` and `endpoint`; whoever finds the model, in a path or a body, `model`; whoever first reads
-    the body `request`; `RateLimitMiddleware` `verdict` and `lease`; `UsageMiddleware` `usage` and `produced`; whoever
-    refuses the request `refusal`.
+    the body `request`; `RateLimitMiddleware` `verdict` and `lease`; `UsageMiddleware` `usage`, `produced`, `events` and
+    `reported_failure`; whoever refuses the request `refusal`.
 
     Attributes:
         usage: the last usage that the model reported; None is unknown, never 0.
         produced: pieces of content seen in a stream, about one a token.
+        events: events seen in a stream.
+        reported_failure: whether the model reported an error in an answer that began as a success.
         refusal: the code of the error that one of our own shells answered with.
     """
 
@@ -39,6 +41,8 @@ class MaaSContext:
     lease: Lease | None = None
     usage: TokenUsage | None = None
     produced: int = 0
+    events: int = 0
+    reported_failure: bool = False
     refusal: str | None = None
 
 

@@ -80,7 +80,7 @@ class Dispatch:
         for prefix, app in self._collections.items():
             if path == prefix or path.startswith(prefix + "/"):
                 return app, _mounted(scope, prefix)
-        if self._host is not None and self._host.keeps_unlisted:
+        if self._host is not None and self._host.keeps_unlisted and not self._catalogue.is_disguised(path):
             return self._host.app, scope
         return self._unknown, scope
 

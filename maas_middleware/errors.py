@@ -1,4 +1,4 @@
-"""Everything that can be refused or go wrong, in one table, and the bodies that tell the client.
+"""Everything that can be refused or go wrong, in one table.
 
 MaaSError
 ├── InvalidRequest  RequestTooLarge  RequestTimeout  MethodNotAllowed  NotFound  ModelNotFound
@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import msgspec
-
 Headers = tuple[tuple[bytes, bytes], ...]
-MAXIMUM_ERROR_BYTES = 64 << 10  # as much of a foreign error is read
 
 Reason = Literal["missing", "malformed", "expired", "revoked", "unknown"]
 
@@ -159,68 +156,3 @@ ERRORS: dict[type[MaaSError], tuple[int, str, str, str]] = {
     NotConfigured: (503, "server_error", "not_configured", "The service is not configured"),
     UpstreamTimeout: (504, "server_error", "upstream_timeout", "The model took too long to answer"),
 }
-
-
-def envelope(error: MaaSError, request_id: str | None) -> bytes:
-    """The JSON body `{"error": {"message", "type", "param", "code", "details"?}}`; a 5xx message names the request."""
-    message = error.message
-    if error.status >= 500 and request_id is not None:
-        message = f"{message} (request {request_id})"
-    body: dict[str, Any] = {"message": message, "type": error.type, "param": error.param, "code": error.code}
-    if error.details is not None:
-        body["details"] = error.details
-    return msgspec.json.encode({"error": body})
-
-
-_SERVER_ERRORS: dict[int, type[MaaSError]] = {502: UpstreamError, 503: UpstreamUnavailable, 504: UpstreamTimeout}
-_REFUSALS: dict[int, tuple[str, str]] = {
-    401: ("invalid_request_error", "invalid_api_key"),
-    403: ("permission_error", "access_denied"),
-    404: ("invalid_request_error", "not_found"),
-    405: ("invalid_request_error", "method_not_allowed"),
-    413: ("invalid_request_error", "request_too_large"),
-    415: ("invalid_request_error", "unsupported_media_type"),
-    422: ("invalid_request_error", "unprocessable_entity"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
-}
-
-
-def inner_error(status: int, body: bytes, *, is_behind_us: bool = True) -> MaaSError:
-    """Read the error answer of an upstream or an inner app, of whatever shape, as one of ours.
-
-    A 4xx keeps its message, its `param` and a `code` that is a string. The messages of a 5xx and of an unknown model
-    are ours: theirs name paths and aliases. Behind us a 401 or 403 becomes a 502: the caller's credential was right,
-    and the one that was refused is ours.
-    """
-    if status in (401, 403) and is_behind_us:
-        return UpstreamError()
-    if status >= 500:
-        return _SERVER_ERRORS.get(status, InternalError)()
-    try:
-        answer = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        answer = {}
-    error = answer.get("error", answer.get("detail", answer))  # vLLM up to 0.10 has its fields at the top level
-    if isinstance(error, list) and error:  # FastAPI's 422 has a list of problems
-        error = error[0]
-    fields = error if isinstance(error, dict) else {"message": error}
-    message = _text(fields.get("message", fields.get("msg")))
-    code = _text(fields.get("code"))
-    is_about_a_model = isinstance(answer.get("error"), dict) or "model" in (message or "").lower()
-    if status == 404 and code != "not_found" and is_about_a_model:
-        return ModelNotFound()
-    return _refusal(status, message, _text(fields.get("param")) or _location(fields.get("loc")), code)
-
-
-def _location(value: object) -> str | None:
-    """FastAPI's `["body", "messages", 0]` as a parameter: `messages.0`."""
-    return ".".join(map(str, value[1:])) or None if isinstance(value, list) else None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _refusal(status: int, message: str | None, param: str | None, code: str | None) -> MaaSError:
-    kind, default_code = _REFUSALS.get(status, ("invalid_request_error", "invalid_request"))
-    return UpstreamRefusal(message, status=status, kind=kind, code=code or default_code, param=param)

@@ -58,7 +58,7 @@ class Demand:
 
     Attributes:
         lease_id: unique for the request; the same id gets the same answer again.
-        tokens: the estimate of what it will use, prompt and output together.
+        tokens: the estimate of what it will use, prompt and output together; 0 for what uses none.
     """
 
     lease_id: str
@@ -85,11 +85,19 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """One limit as it stands: how much is left, and in how many milliseconds it is completely full again."""
+    """One limit as it stands.
+
+    Attributes:
+        remaining: how much is left; 0 also after an overrun.
+        reset_ms: milliseconds until it is completely full again.
+        more_ms: milliseconds until some of what is used is free again: 0 where nothing is used, 1000 where only calls
+            in flight hold some of it.
+    """
 
     limit: Limit
     remaining: int
     reset_ms: int
+    more_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,8 @@ class Ledger(Protocol):
         """Check every limit, and only then charge one request and lease the tokens, atomically.
 
         Requests pass while `used + 1 <= limit`; tokens pass while one is left, and the lease is `min(estimate, left)`.
-        A refused request costs nothing.
+        A demand of no tokens needs none to be left, and its refusal speaks of requests alone. A refused request costs
+        nothing.
 
         Raises:
             StoreUnavailable: the counters cannot be reached and the policy is to refuse.
@@ -143,7 +152,7 @@ class Ledger(Protocol):
         ...
 
     async def peek(self, subject: Subject, /) -> Verdict:
-        """Tell how the limits stand and whether the next request would pass, consuming nothing."""
+        """Tell how the limits stand and whether the next request that needs a token would pass, consuming nothing."""
         ...
 
 
@@ -151,9 +160,15 @@ def after_use(verdict: Verdict, used: int) -> Verdict:
     """The verdict of an admitted request once it is known what it used, which its lease was an estimate of."""
     if verdict.lease is None or verdict.tokens is None:
         return verdict
-    left = verdict.tokens.remaining + verdict.lease.tokens - used
-    tokens = replace(verdict.tokens, remaining=max(0, min(left, verdict.tokens.limit.amount)))
-    return replace(verdict, tokens=tokens)
+    budget = verdict.tokens
+    before = budget.remaining + verdict.lease.tokens
+    left = max(0, min(before - used, budget.limit.amount))
+    more_ms = budget.more_ms
+    if left == budget.limit.amount:
+        more_ms = 0
+    elif before == budget.limit.amount:  # it is the only use, and counts from now on
+        more_ms = budget.reset_ms
+    return replace(verdict, tokens=replace(budget, remaining=left, more_ms=more_ms))
 
 
 def limit_exceeded(verdict: Verdict, tier: str, jitter: float) -> RateLimitExceeded:
@@ -170,6 +185,11 @@ def limit_exceeded(verdict: Verdict, tier: str, jitter: float) -> RateLimitExcee
     return RateLimitExceeded(details=details, headers=tuple(retry))
 
 
+def limit_headers(verdict: Verdict, *, ietf: bool) -> Headers:
+    """All that a client is told of its limits; the fields of the IETF draft only where they are wanted."""
+    return [*rate_limit_headers(verdict), *(ietf_headers(verdict) if ietf else ())]
+
+
 def rate_limit_headers(verdict: Verdict) -> Headers:
     """`x-ratelimit-limit-*`, `-remaining-*` and `-reset-*` for requests and tokens; none for what is unlimited."""
     headers: Headers = []
@@ -181,6 +201,26 @@ def rate_limit_headers(verdict: Verdict) -> Headers:
                 (b"x-ratelimit-reset-" + name, format_duration(budget.reset_ms).encode()),
             ]
     return headers
+
+
+def ietf_headers(verdict: Verdict) -> Headers:
+    """`ratelimit-policy` and `ratelimit` for requests and tokens; none where both are unlimited.
+
+    `t` is in whole seconds, rounded up: until more is left, or, of the limit that refuses, until the next request can
+    pass, so that `retry-after` never points earlier. Where nothing is used there is none.
+
+    draft-ietf-httpapi-ratelimit-headers-10; `qu="tokens"` is not registered.
+    """
+    policies, states = [], []
+    for name, budget, unit in (("requests", verdict.requests, ""), ("tokens", verdict.tokens, ';qu="tokens"')):
+        if budget is None:
+            continue
+        more_ms = verdict.retry_after_ms if name == verdict.refused_by else budget.more_ms
+        policies.append(f'"{name}";q={budget.limit.amount};w={budget.limit.seconds}{unit}')
+        states.append(f'"{name}";r={budget.remaining}' + (f";t={-(-more_ms // 1000)}" if more_ms else ""))
+    if not policies:
+        return []
+    return [(b"ratelimit-policy", ",".join(policies).encode()), (b"ratelimit", ",".join(states).encode())]
 
 
 def retry_headers(retry_after_ms: int) -> Headers:

@@ -4,28 +4,61 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from .errors import InvalidRequest
 
-_DATA_URL = re.compile(rb'"data:[^"]*"')
-_BYTES_PER_TOKEN = 4
-_TOKENS_PER_IMAGE = 512
-_DEFAULT_OUTPUT_TOKENS = 512
+BYTES_PER_TOKEN = 4
+TOKENS_PER_IMAGE = 512
+_IMAGE = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image|image)"')
+_DATA_URL = re.compile(rb'"data:[^"]*"|"data"\s*:\s*"[^"]*"')
 _MAXIMUM_KEYS = 1000
 # decoding takes about a microsecond a key, and in a large body there may be millions
 _LARGE_BYTES = 1 << 20
 _MAXIMUM_LARGE_KEYS = 250_000
+_SEVERAL_PROMPTS = re.compile(rb'\s*\[\s*(["\[{])')
+_MAXIMUM_PROMPT_MARKS = 500_000
 _AFTER_KEYS = (b":", b" ", b"\t", b"\r", b"\n")
+_NOTHING = re.compile(rb'null|false|""|\[\s*\]|\{\s*\}')
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# what a model reads, in all dialects
+_PROMPT_FIELDS = (
+    *("messages", "prompt", "suffix", "system", "instructions", "input", "tools", "functions"),
+    *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
+)
+_OTHER_JUDGED_FIELDS = ("previous_response_id", "conversation", "background", "modalities", "audio")
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]  # a cap times a count fits into the integers of any ledger
 
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
+
+
+class InferenceRequest(Protocol):
+    """What a request asks for, in whatever form.
+
+    Attributes:
+        model: None where it names none.
+        stream: whether the answer is to be an event stream.
+        answers: how many answers are to be generated.
+        cap: the most tokens that one answer may have; None where it names no cap.
+    """
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def answers(self) -> int: ...
+    @property
+    def cap(self) -> int | None: ...
+    @property
+    def prompt_tokens(self) -> int:
+        """An estimate from the size of what the model is to read."""
+        ...
 
 
 class _Known(msgspec.Struct):
@@ -42,15 +75,15 @@ class _Known(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class InferenceRequest:
-    """What a request's body asks for.
+class JSONRequest:
+    """An `InferenceRequest` that is a JSON object.
 
     Attributes:
         fields: the top level, one value a key, each value the client's own bytes.
         encoded: the body that carries exactly these fields.
-        model: None where the body names none.
         include_usage: whether the client itself asked for usage in a stream.
-        output_tokens: the most it may generate: the largest cap it names, times `n` or `best_of`; None without a cap.
+        answers: the larger of `n` and `best_of`, times the number of prompts.
+        cap: the largest of all caps.
     """
 
     fields: Mapping[str, msgspec.Raw]
@@ -58,10 +91,11 @@ class InferenceRequest:
     model: str | None
     stream: bool
     include_usage: bool
-    output_tokens: int | None
+    answers: int
+    cap: int | None
 
     @classmethod
-    def parse(cls, body: bytes) -> InferenceRequest:
+    def parse(cls, body: bytes) -> JSONRequest:
         """Decode and judge a body.
 
         Raises:
@@ -80,21 +114,26 @@ class InferenceRequest:
         return cls._judge(fields)
 
     @classmethod
-    def _judge(cls, fields: Mapping[str, msgspec.Raw]) -> InferenceRequest:
+    def _judge(cls, fields: Mapping[str, msgspec.Raw]) -> JSONRequest:
         known = _known(fields)
         include_usage = (known.stream_options or {}).get("include_usage")
         caps = [cap for name in _CAPS if (cap := getattr(known, name)) is not None]
-        counts = [known.n or 1, known.best_of or 1]
         return cls(
             fields=fields,
             encoded=_encode(fields),
             model=known.model,
             stream=known.stream is True,
             include_usage=include_usage is not None and _value("stream_options", include_usage, bool | None) is True,
-            output_tokens=max(caps) * max(counts) if caps else None,
+            answers=max(known.n or 1, known.best_of or 1) * _prompts(fields.get("prompt")),
+            cap=max(caps, default=None),
         )
 
-    def naming(self, model: str) -> InferenceRequest:
+    def capped(self, name: str, cap: int) -> JSONRequest:
+        """The same request with a cap in a field of that name."""
+        fields = {**self.fields, name: msgspec.Raw(_encode(cap))}
+        return replace(self, fields=fields, encoded=_encode(fields), cap=cap)
+
+    def naming(self, model: str) -> JSONRequest:
         """The same request for the server that knows the model by another name, without a `request_id`.
 
         vLLM takes a body's `request_id` as the key of the running request, so it must not be the client's.
@@ -102,9 +141,10 @@ class InferenceRequest:
         if self.model == model and "request_id" not in self.fields:
             return self
         fields = {key: value for key, value in self.fields.items() if key != "request_id"}
-        return self._judge({**fields, "model": msgspec.Raw(_encode(model))})
+        fields["model"] = msgspec.Raw(_encode(model))
+        return replace(self, fields=fields, encoded=_encode(fields), model=model)
 
-    def asking_for_usage(self) -> InferenceRequest:
+    def asking_for_usage(self) -> JSONRequest:
         """The same request with `stream_options.include_usage`, its other stream options kept.
 
         Only `continuous_usage_stats` is not: it has no effect where the client did not ask for usage.
@@ -112,23 +152,47 @@ class InferenceRequest:
         options = dict(_known(self.fields).stream_options or {})
         options.pop("continuous_usage_stats", None)
         options["include_usage"] = msgspec.Raw(b"true")
-        return self._judge({**self.fields, "stream_options": msgspec.Raw(_encode(options))})
+        fields = {**self.fields, "stream_options": msgspec.Raw(_encode(options))}
+        return replace(self, fields=fields, encoded=_encode(fields), include_usage=True)
 
     @property
     def prompt_tokens(self) -> int:
-        """An estimate from the size of the prompt: 4 bytes a token, 512 tokens for an image given as a data URL."""
+        """4 bytes are taken for a token, and an image for 512 tokens; what is given as a data URL is no text."""
         size, images = 0, 0
-        for name in ("messages", "prompt", "tools"):
+        for name in _PROMPT_FIELDS:
             if (raw := self.fields.get(name)) is not None:
-                urls = _DATA_URL.findall(value := bytes(raw))
+                value = bytes(raw)
+                urls = _DATA_URL.findall(value)
                 size += len(value) - sum(map(len, urls))
-                images += len(urls)
-        return -(-size // _BYTES_PER_TOKEN) + images * _TOKENS_PER_IMAGE
+                images += max(len(urls), len(_IMAGE.findall(value)))
+        return -(-size // BYTES_PER_TOKEN) + images * TOKENS_PER_IMAGE
 
     @property
-    def estimated_tokens(self) -> int:
-        """Prompt and output together; an output without a cap is taken for 512 tokens."""
-        return self.prompt_tokens + (_DEFAULT_OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens)
+    def prompt_bytes(self) -> int:
+        """The size of what the model is to read: no tokenizer makes more tokens of it."""
+        return sum(len(bytes(self.fields[name])) for name in _PROMPT_FIELDS if name in self.fields)
+
+    def has(self, name: str) -> bool:
+        """Whether a field says anything: it is there, and neither null, false nor empty."""
+        return name in self.fields and _NOTHING.fullmatch(bytes(self.fields[name])) is None
+
+    def value(self, name: str) -> Any:
+        """A field as JSON data, None where it is absent.
+
+        Raises:
+            InvalidRequest: it is nested too deep.
+        """
+        return _value(name, self.fields[name], Any) if name in self.fields else None
+
+
+def _prompts(raw: msgspec.Raw | None) -> int:
+    """How many prompts there are: text is one, so is a list of token ids, and other lists hold several."""
+    several = _SEVERAL_PROMPTS.match(bytes(raw)) if raw is not None else None
+    if raw is None or several is None:
+        return 1
+    if bytes(raw).count(several[1]) > _MAXIMUM_PROMPT_MARKS:
+        raise InvalidRequest("`prompt` has too many parts", code="invalid_value", param="prompt")
+    return len(_value("prompt", raw, list[msgspec.Raw]))
 
 
 def _refuse_look_alikes(fields: Mapping[str, msgspec.Raw]) -> None:
@@ -136,7 +200,7 @@ def _refuse_look_alikes(fields: Mapping[str, msgspec.Raw]) -> None:
         raise InvalidRequest("The request body has too many keys", code="invalid_json")
     for name in fields:
         # servers that match names without case would read another value than was judged
-        if name not in _TYPES and name.casefold() in _TYPES:
+        if name not in _JUDGED and name.casefold() in _JUDGED:
             raise InvalidRequest(f"`{name}` has to be written `{name.casefold()}`", code="invalid_value", param=name)
 
 
@@ -156,3 +220,4 @@ def _value(name: str, raw: msgspec.Raw, kind: Any) -> Any:
 
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(_Known)}
+_JUDGED = frozenset({*_TYPES, *_PROMPT_FIELDS, *_OTHER_JUDGED_FIELDS})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from .errors import NoTier
 from .identity import Identity
 from .limiting import Limit, Subject
+
+Feature = Literal[
+    "streaming", "tools", "vision", "audio", "embeddings", "rerank", "pooling", "images", "messages", "responses"
+]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,8 @@ class Tier:
         groups: whoever is in one of them is in the tier.
         requests: limits on requests per user, all of them binding; empty means unlimited.
         tokens: the same for tokens.
+        max_tokens_per_request: the most tokens that one request may have generated; None is no cap.
+        features: what requests of the tier may use; None means all features.
     """
 
     name: str
@@ -30,6 +37,12 @@ class Tier:
     groups: tuple[str, ...] = ()
     requests: tuple[Limit, ...] = ()
     tokens: tuple[Limit, ...] = ()
+    max_tokens_per_request: int | None = None
+    features: Collection[Feature] | None = None
+
+    def has(self, feature: Feature) -> bool:
+        """Whether requests of the tier may use a feature."""
+        return self.features is None or feature in self.features
 
     def subject(self, identity: Identity) -> Subject:
         """The budget of a caller in this tier: one per user, over all tokens and models."""

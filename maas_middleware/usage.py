@@ -1,22 +1,16 @@
-"""Reading what an inference answer used, from JSON bodies and from event streams."""
+"""Reading what an inference answer used."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-MAXIMUM_EVENT_BYTES = 1 << 20
 _TAIL_BYTES = 16 << 10
-
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
-_DATA = re.compile(rb"(?<![^\r\n])data:[ ]?([^\r\n]*)")
-_ENDING = re.compile(rb'^data:[ ]?\[DONE\]|"finish_reason"\s*:\s*"|"error"\s*:', re.MULTILINE)
-_CONTENT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"[^"]')
-
-_encode = msgspec.json.Encoder().encode
+_MAXIMUM_TOKENS = 1 << 40  # whoever reports more is not believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +21,86 @@ class TokenUsage:
     output: int
     total: int
 
+    def completed_by(self, other: TokenUsage) -> TokenUsage:
+        """Both together, where each may know only one side: the larger of both counts."""
+        given, produced = max(self.input, other.input), max(self.output, other.output)
+        return TokenUsage(given, produced, given + produced)
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAXIMUM_TOKENS)]
+
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    total_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=_MAXIMUM_TOKENS)] | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Inner(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _Answer(_Inner):
+    response: msgspec.Raw = msgspec.Raw(b"null")
+    message: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_anything = msgspec.json.Decoder(msgspec.Raw)
 _answers = msgspec.json.Decoder(_Answer)
-_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_inners = msgspec.json.Decoder(_Inner | None)
 
 
-def read_usage(document: bytes) -> TokenUsage | None:
-    """Return the `usage` at the top level of a JSON object; None where there is none that makes sense."""
+def read_usage(document: bytes, audio_tokens_per_second: int = 0) -> TokenUsage | None:
+    """Return the `usage` of a JSON object, or of the `response` or `message` in it; None where none makes sense.
+
+    Anthropic's `input_tokens` do not include what was read from or written to a cache: it is added. Seconds of audio,
+    where there are no tokens, are converted.
+    """
     try:
-        usage = _answers.decode(document).usage
+        answer = _answers.decode(document)
+        inner = answer if answer.usage else _inners.decode(answer.response) or _inners.decode(answer.message)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if usage is None or (usage.prompt_tokens is None and usage.total_tokens is None):
-        return None
-    given, produced = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    return None if inner is None or inner.usage is None else _tokens(inner.usage, audio_tokens_per_second)
+
+
+def _tokens(usage: _Usage, audio_tokens_per_second: int) -> TokenUsage | None:
+    given = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
+    produced = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
+    if given is None and usage.total_tokens is None and usage.output_tokens is None:
+        if usage.seconds is None:
+            return None
+        given = math.ceil(usage.seconds * audio_tokens_per_second)
+    given, produced = given or 0, produced or 0
+    if usage.prompt_tokens is None:  # where they stand beside `prompt_tokens` they are included
+        given += (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
     total = given + produced if usage.total_tokens is None else usage.total_tokens
-    return None if min(given, produced, total) < 0 else TokenUsage(given, produced, total)
+    return TokenUsage(given, produced, total) if max(given, total) <= _MAXIMUM_TOKENS else None
+
+
+def reports_error(document: bytes) -> bool:
+    """Whether a JSON answer is nothing but the report of an error, though it was sent as a success."""
+    try:
+        error = msgspec.json.decode(document, type=_Reported).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return bool(error)
+
+
+class _Reported(msgspec.Struct):
+    error: Any = None
 
 
 def is_json(document: bytes) -> bool:
     """Whether an answer can be read at all."""
     try:
         document.decode()
-        _answers.decode(document)
-    except msgspec.ValidationError:
-        return True  # of another shape
+        _anything.decode(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return True
@@ -70,8 +109,9 @@ def is_json(document: bytes) -> bool:
 class JSONScanner:
     """Finds the usage of a JSON answer that passes in pieces, keeping no more than its last 16 KiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, audio_tokens_per_second: int = 0) -> None:
         self._tail = b""
+        self._audio_tokens_per_second = audio_tokens_per_second
 
     def feed(self, piece: bytes) -> None:
         self._tail = (self._tail + piece)[-_TAIL_BYTES:]
@@ -80,97 +120,9 @@ class JSONScanner:
     def usage(self) -> TokenUsage | None:
         """What stands behind the last `"usage":`. Inside a JSON string its quotes would be escaped."""
         found = list(re.finditer(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})', self._tail))
-        return read_usage(b'{"usage":' + found[-1][1] + b"}") if found else None
-
-
-class EventScanner:
-    """Reads usage out of a server-sent event stream that is cut anywhere, and takes out what only we asked for.
-
-    Args:
-        strip: whether usage was asked for on the client's behalf. Then `feed` returns whole events without it: the
-            event that has nothing but usage is dropped, and `"usage": null` is taken out of the others. Otherwise
-            it returns the bytes untouched.
-
-    Attributes:
-        usage: the last usage seen. Running totals replace each other and are never added.
-        produced: pieces of content seen, about one a token.
-    """
-
-    def __init__(self, *, strip: bool) -> None:
-        self.usage: TokenUsage | None = None
-        self.produced = 0
-        self._strip = strip
-        self._pending = bytearray()
-        self._oversized = False
-        self._began = False
-        self._ended = False
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether there were choices, but neither `[DONE]`, nor a `finish_reason`, nor an error."""
-        return self._began and not self._ended
-
-    def feed(self, piece: bytes) -> bytes:
-        """Take the next bytes of the stream; return what the client is to read now, possibly nothing."""
-        kept = bytearray()
-        start, searched = 0, max(0, len(self._pending) - 3)  # an end of line may have been cut
-        self._pending += piece
-        ends = [end.end() for end in _EVENT_END.finditer(self._pending, searched)]
-        for end in ends:
-            kept += self._event(bytes(self._pending[start:end]))
-            start = end
-        del self._pending[:start]
-        if len(self._pending) >= MAXIMUM_EVENT_BYTES:
-            kept += self._give_up_event()
-        return bytes(kept) if self._strip else piece
-
-    def flush(self) -> bytes:
-        """End of the stream: read and return what is left of an event that was not ended by a blank line."""
-        rest, self._pending = bytes(self._pending), bytearray()
-        kept = self._event(rest)
-        return kept if self._strip else b""
-
-    def _give_up_event(self) -> bytes:
-        passed = bytes(self._pending[:-3])
-        del self._pending[:-3]  # its end may have begun
-        self._oversized = True
-        return passed
-
-    def _event(self, event: bytes) -> bytes:
-        if self._oversized or len(event) > MAXIMUM_EVENT_BYTES:
-            self._oversized = False
-            self._ended = True  # nobody knows what was in it
-            return event
-        self._began |= b'"choices"' in event
-        self._ended |= _ENDING.search(event) is not None
-        self.produced += len(_CONTENT.findall(event))
-        return self._metered(event) if b'"usage"' in event else event
-
-    def _metered(self, event: bytes) -> bytes:
-        lines: list[bytes] = _DATA.findall(event)
-        document = b"\n".join(lines)
-        if (usage := read_usage(document)) is not None:
-            self.usage = usage
-        return self._without_usage(event, document) if self._strip else event
-
-    def _without_usage(self, event: bytes, document: bytes) -> bytes:
-        try:
-            fields = _objects.decode(document)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return event
-        if bytes(fields.get("usage", b"0")) == b"null":
-            del fields["usage"]
-            # a line break between two tokens would end the line of the event
-            return _replace_data(event, _encode(fields).replace(b"\n", b""))
-        if bytes(fields.get("choices", b"0")) == b"[]" and "usage" in fields:
-            return b""
-        return event
-
-
-def _replace_data(event: bytes, document: bytes) -> bytes:
-    first, *others = list(_DATA.finditer(event))
-    end = others[-1].end(1) if others else first.end(1)
-    return event[: first.start(1)] + document + event[end:]
+        if not found:
+            return None
+        return read_usage(b'{"usage":' + found[-1][1] + b"}", self._audio_tokens_per_second)
 
 
 def usage_headers(usage: TokenUsage) -> list[tuple[bytes, bytes]]:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -46,11 +47,18 @@ def running(*command: str) -> Iterator[GatewayProcess]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert process.stdout is not None
+    draining = threading.Thread(target=process.stdout.read)  # whose output nobody reads stands still
     try:
-        yield _listening(process)
+        gateway = _listening(process)
+        draining.start()
+        yield gateway
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.wait(timeout=10)
+        if draining.ident is not None:
+            draining.join(timeout=10)
+        process.stdout.close()
 
 
 def _listening(process: subprocess.Popen[str]) -> GatewayProcess:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -32,7 +33,13 @@ class _Server(uvicorn.Server):
 async def serving(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
     """Serve an app; yields its base URL. Everything is closed at the end."""
     listener = socket.create_server(("127.0.0.1", 0))
-    options: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": 1, "lifespan": "auto", **config}
+    options: dict[str, Any] = {
+        "log_level": "warning",
+        "timeout_graceful_shutdown": 1,
+        "lifespan": "auto",
+        "proxy_headers": False,
+        **config,
+    }
     server = _Server(uvicorn.Config(app, **options))
     scheme = "https" if "ssl_certfile" in config else "http"
     async with anyio.create_task_group() as group:
@@ -43,3 +50,18 @@ async def serving(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
         finally:
             server.ended.set()
     listener.close()
+
+
+@contextmanager
+def serving_in_thread(app: ASGIApp) -> Iterator[str]:
+    """Serve an app for tests that have no event loop of their own; yields its base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()

@@ -16,7 +16,7 @@ from maas_middleware._asgi import (
     new_id,
     path_below,
     read_body,
-    read_request,
+    read_json,
     reject,
     required,
     route_path,
@@ -26,6 +26,7 @@ from maas_middleware._asgi import (
     with_route_path,
     without_headers,
 )
+from maas_middleware._forms import FormRequest
 from maas_middleware.context import ensure_context
 from maas_middleware.errors import (
     AccessDenied,
@@ -197,11 +198,17 @@ async def test_another_body_comes_with_its_own_headers_and_then_the_client_itsel
         ("transfer-encoding", "chunked"),
         ("content-md5", "abc"),
         ("content-digest", "sha-256=:abc:"),
+        ("content-encoding", "gzip"),
+        ("content-type", "text/plain; charset=utf-7"),
         ("x-other", "kept"),
     ]
     await converse(app, "POST", headers=headers, body=b"body", leave_after=0)
 
-    assert inner_headers == [(b"x-other", b"kept"), (b"content-length", b"10")]
+    assert inner_headers == [
+        (b"x-other", b"kept"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"10"),
+    ]
     assert heard == [
         {"type": "http.request", "body": b"other body", "more_body": False},
         {"type": "http.disconnect"},
@@ -213,18 +220,29 @@ async def test_request_is_judged_once_while_nobody_changes_its_body() -> None:
     judged: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request = await read_request(scope, receive)
+        request = await read_json(scope, receive)
         judged.append(request)
         scope, receive = with_body(scope, receive, request.encoded)
-        judged.append(await read_request(scope, receive))
+        judged.append(await read_json(scope, receive))
         scope, receive = with_body(scope, receive, b'{"model":"b"}')
-        judged.append(await read_request(scope, receive))
+        judged.append(await read_json(scope, receive))
         assert ensure_context(scope).request is judged[2]
 
     await converse(app, "POST", json={"model": "a"})
 
     assert judged[1] is judged[0]
     assert [request.model for request in judged] == ["a", "a", "b"]
+
+
+async def test_request_in_another_form_is_judged_anew() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        ensure_context(scope).request = FormRequest.judge([("model", "form")])
+        request = await read_json(scope, receive)
+        assert (request.model, ensure_context(scope).request) == ("json", request)
+
+    answer = await converse(app, "POST", json={"model": "json"})
+
+    assert answer.exception is None
 
 
 async def refuse(error: MaaSError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -253,6 +271,27 @@ async def test_refusal_is_the_envelope_with_the_headers_of_the_error() -> None:
         },
         {"type": "http.response.body", "body": body},
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        pytest.param("/v1/messages", "", id="plain"),
+        pytest.param("/v1/messages/count_tokens/", "", id="count-tokens"),
+        pytest.param("/org/model/v1/messages", "", id="below-a-model"),
+        pytest.param("/srv/v1/messages", "/srv", id="root-in-the-path"),
+        pytest.param("/v1/messages", "/srv", id="root-absent-from-the-path"),
+    ],
+)
+async def test_refusal_of_messages_is_in_the_shape_of_anthropic(path: str, root: str) -> None:
+    answer = await converse(lambda *asgi: refuse(AccessDenied(), *asgi), "POST", path, scope={"root_path": root})
+
+    assert (answer.status, answer.header("content-length")) == (403, str(len(answer.body)))
+    assert answer.json() == {
+        "type": "error",
+        "error": {"type": "permission_error", "message": "Insufficient permissions for this model"},
+        "request_id": "req-1",
+    }
 
 
 async def test_refusal_of_a_websocket_is_an_http_answer_where_the_server_can_deny() -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from maas_middleware import __version__
+from maas_middleware.catalogue import ENDPOINTS
 from maas_middleware.cli import main
 
 from .processes import ROOT, running
@@ -18,14 +19,47 @@ EXAMPLE = str(ROOT / "examples" / "gateway" / "maas.yaml")
 def test_check_describes_a_valid_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--config", EXAMPLE]) == 0
 
-    assert capsys.readouterr().out.splitlines() == [
-        "tier free: level 0, groups system:authenticated, tier-free-users",
-        "tier premium: level 1, groups premium-group, tier-premium-users",
-        "tier enterprise: level 2, groups enterprise-group, admin-group, tier-enterprise-users",
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:6] == [
+        "tier free: level 0, groups system:authenticated, tier-free-users; all features; at most 2048 tokens a request",
+        "tier premium: level 1, groups premium-group, tier-premium-users; all features",
+        "tier enterprise: level 2, groups enterprise-group, admin-group, tier-enterprise-users; all features",
         "model simulator: for every tier, below /simulator",
         "model qwen3: for enterprise, premium, below /qwen3",
-        "The configuration is valid.",
+        "billable as chat: /v1/chat/completions",
     ]
+    assert "billable as pooling: /classify, /pooling" in printed
+    assert "unmetered as tokenize: /tokenize, /detokenize" in printed
+    assert any(line.startswith("administrative: /v1/load_lora_adapter, ") for line in printed)
+    assert any(line.startswith("refused: /v1/responses/*, ") for line in printed)
+    assert printed[-1] == "The configuration is valid."
+    listed = {path for line in printed[5:-1] for path in line.partition(": ")[2].split(", ")}
+    assert listed == {endpoint.path for endpoint in ENDPOINTS}
+
+
+def test_check_tells_what_a_tier_lacks_and_what_is_probably_not_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "maas.yaml"
+    config.write_text(
+        """
+tiers:
+  - {name: free, limits: {requests: 5/minute, tokens: unlimited}, features: [streaming], max_tokens_per_request: 9}
+  - {name: bare, limits: {requests: 5/minute, tokens: unlimited}, features: []}
+models:
+  - {id: one, aliases: [uno, un], tiers: [free], upstreams: [http://127.0.0.1:9]}
+"""
+    )
+
+    assert main(["check", "--config", str(config)]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "tier free: level 0, groups none; features streaming; at most 9 tokens a request"
+    assert printed[1] == "tier bare: level 0, groups none; features none"
+    assert printed[2] == "model one, also called uno, un: for free, below /one"
+    assert "billable as embeddings, not for free, bare: /v1/embeddings" in printed
+    (warning,) = [line for line in printed if line.startswith("warning: ")]
+    assert warning.startswith("warning: maas.yaml: tiers[0].max_tokens_per_request: binds only requests that")
 
 
 def test_check_without_a_file_validates_the_environment(

@@ -6,11 +6,11 @@ import json
 import pytest
 from starlette.requests import Request
 
-from maas_middleware.catalogue import Endpoint, Model
+from maas_middleware.catalogue import CHAT_COMPLETIONS, Catalogue, Model
 from maas_middleware.context import MaaSContext, ensure_context, get_context
 from maas_middleware.identity import Identity
 from maas_middleware.limiting import Budget, Lease, Limit, Subject, Verdict
-from maas_middleware.requests import InferenceRequest
+from maas_middleware.requests import JSONRequest
 from maas_middleware.testing.converse import http_scope
 from maas_middleware.tiers import Tier
 from maas_middleware.usage import TokenUsage
@@ -24,13 +24,15 @@ def full_context() -> MaaSContext:
         request_id="req-1",
         identity=Identity("openshift", "alice", ("premium-group",)),
         tier=Tier("free", groups=("premium-group",), requests=(limit,)),
-        endpoint=Endpoint("POST", "/v1/chat/completions"),
-        model=Model("tiny", "Tiny", "/models/tiny", "/tiny", tiers=frozenset({"free"}), api_key="secret"),
-        request=InferenceRequest.parse(json.dumps({"model": "tiny", "messages": [{"content": "Hi"}]}).encode()),
-        verdict=Verdict(lease, Budget(limit, 4, 60_000), None),
+        endpoint=Catalogue().locate(CHAT_COMPLETIONS).endpoint("POST"),
+        model=Model("tiny", aliases=("t",), tiers=frozenset({"free"}), api_key="secret"),
+        request=JSONRequest.parse(json.dumps({"model": "tiny", "messages": [{"content": "Hi"}]}).encode()),
+        verdict=Verdict(lease, Budget(limit, 4, 60_000, 60_000), None),
         lease=lease,
         usage=TokenUsage(1, 2, 3),
         produced=2,
+        events=3,
+        reported_failure=True,
         refusal="access_denied",
     )
 
@@ -40,7 +42,7 @@ def test_nothing_is_known_of_a_new_request() -> None:
 
     assert context == MaaSContext()
     assert context.usage is None
-    assert context.produced == 0
+    assert (context.produced, context.events, context.reported_failure) == (0, 0, False)
 
 
 def test_context_is_made_once_a_request() -> None:
@@ -90,7 +92,7 @@ def test_context_survives_a_deep_copy_of_the_scope() -> None:
 
     assert twin == full_context()
     assert twin is not scope["state"]["maas"]
-    assert twin.request is not None
+    assert isinstance(twin.request, JSONRequest)
     assert twin.request.naming("other").encoded == b'{"model":"other","messages":[{"content": "Hi"}]}'
 
 

@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from maas_middleware import ConfigurationError, gateway, load_settings
-from maas_middleware.requests import InferenceRequest
+from maas_middleware.requests import JSONRequest
 from maas_middleware.testing import SimulatedModel, StandInCluster
 
 from .deployments import USERS, Deployment, bearer, chat, deployed
@@ -47,7 +47,7 @@ async def test_public_keys_verify_the_tokens(service: Deployment) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/v1/keys", "/v1/embeddings", "/maas-api/v1/chat/completions", "//v1/models", "/V1/models"]
+    "path", ["/nothing", "/v1/keys", "/v1/files", "/maas-api/v1/chat/completions", "//v1/models", "/V1/models"]
 )
 async def test_unknown_paths_reveal_nothing_to_strangers(service: Deployment, path: str) -> None:
     stranger = await service.client.post(f"{service.url}{path}", json=chat())
@@ -201,7 +201,7 @@ async def test_websockets_are_refused(service: Deployment) -> None:
     headers |= {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}
 
     stranger = await service.client.get("/v1/realtime", headers=headers)
-    known = await service.client.get("/v1/realtime", headers={**headers, **bearer("sha256~free")})
+    known = await service.client.get("/v1/realtime", headers={**headers, **bearer(await service.mint())})
 
     assert stranger.status_code == 401
     assert known.status_code == 404
@@ -250,7 +250,7 @@ async def test_client_that_leaves_mid_stream_is_charged_what_was_produced_and_th
             head = await service.client.head("/v1/chat/completions", headers=headers)
             remaining = head.headers["x-ratelimit-remaining-tokens"]
 
-    prompt = InferenceRequest.parse(service.simulator.requests[0].body).prompt_tokens
+    prompt = JSONRequest.parse(service.simulator.requests[0].body).prompt_tokens
     assert service.simulator.requests[0].outcome == "cancelled"
     assert 100 - int(remaining) == prompt + 4
     assert head.headers["x-ratelimit-remaining-requests"] == "4"

@@ -18,9 +18,9 @@ PACKAGE = Path(maas_middleware.__file__).parent
 CORE_LIBRARIES = {"msgspec", "limits"}
 CORE = {
     *("context", "durations", "errors", "identity", "tiers", "catalogue", "limiting", "requests", "usage", "tokens"),
-    *("charging", "_cache"),
+    *("charging", "dialects", "entitlement", "envelopes", "events", "renaming", "_cache"),
 }
-PLUMBING = {"_asgi", "_lifespan"}
+PLUMBING = {"_asgi", "_forms", "_lifespan"}
 SHELLS = {"middleware", "apps"}
 ADAPTERS = {"providers", "ledgers", "stores", "transports"}
 SETTINGS = {"settings"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from maas_middleware.limiting import (
@@ -9,13 +11,14 @@ from maas_middleware.limiting import (
     Subject,
     Verdict,
     after_use,
+    ietf_headers,
     parse_limits,
     rate_limit_headers,
     retry_headers,
 )
 
-REQUESTS = Budget(Limit(5, 60), 4, 61_000)
-TOKENS = Budget(Limit(100, 60), 70, 500)
+REQUESTS = Budget(Limit(5, 60), 4, 61_000, 40_001)
+TOKENS = Budget(Limit(100, 60), 70, 500, 300)
 
 
 @pytest.mark.parametrize(
@@ -112,22 +115,38 @@ def admitted(leased: int, tokens: Budget | None) -> Verdict:
 @pytest.mark.parametrize(
     ("used", "remaining"),
     [
-        pytest.param(30, 70, id="what-was-estimated"),
-        pytest.param(10, 90, id="less"),
-        pytest.param(40, 60, id="more"),
-        pytest.param(0, 100, id="nothing"),
-        pytest.param(100, 0, id="all-that-was-left"),
-        pytest.param(101, 0, id="debt-is-never-negative"),
-        pytest.param(-5, 100, id="never-more-than-the-limit"),
+        pytest.param(20, 70, id="what-was-estimated"),
+        pytest.param(10, 80, id="less"),
+        pytest.param(40, 50, id="more"),
+        pytest.param(0, 90, id="nothing"),
+        pytest.param(90, 0, id="all-that-was-left"),
+        pytest.param(91, 0, id="debt-is-never-negative"),
     ],
 )
 def test_what_was_used_takes_the_place_of_the_estimate(used: int, remaining: int) -> None:
-    verdict = admitted(30, TOKENS)
+    verdict = admitted(20, TOKENS)
 
     settled = after_use(verdict, used)
 
-    assert settled == Verdict(verdict.lease, REQUESTS, Budget(Limit(100, 60), remaining, 500))
-    assert verdict == admitted(30, TOKENS)
+    assert settled == Verdict(verdict.lease, REQUESTS, Budget(Limit(100, 60), remaining, 500, 300))
+    assert verdict == admitted(20, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("used", "remaining", "more_ms"),
+    [
+        pytest.param(10, 90, 61_000, id="counts-from-now-on"),
+        pytest.param(101, 0, 61_000, id="overrun"),
+        pytest.param(0, 100, 0, id="nothing-is-used"),
+        pytest.param(-5, 100, 0, id="never-more-than-the-limit"),
+    ],
+)
+def test_use_that_is_the_only_one_is_the_next_to_leave(used: int, remaining: int, more_ms: int) -> None:
+    verdict = admitted(30, Budget(Limit(100, 60), 70, 61_000, 1000))
+
+    settled = after_use(verdict, used)
+
+    assert settled.tokens == Budget(Limit(100, 60), remaining, 61_000, more_ms)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +181,67 @@ def test_headers_tell_the_limits_of_both_kinds() -> None:
 )
 def test_headers_say_nothing_about_what_is_unlimited(verdict: Verdict, names: set[bytes]) -> None:
     assert {name.rsplit(b"-", 1)[1] for name, _ in rate_limit_headers(verdict)} == names
+
+
+def test_ietf_headers_tell_policies_and_when_more_is_left() -> None:
+    assert ietf_headers(Verdict(None, REQUESTS, TOKENS)) == [
+        (b"ratelimit-policy", b'"requests";q=5;w=60,"tokens";q=100;w=60;qu="tokens"'),
+        (b"ratelimit", b'"requests";r=4;t=41,"tokens";r=70;t=1'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "policy", "state"),
+    [
+        pytest.param(
+            Verdict(None, None, TOKENS),
+            b'"tokens";q=100;w=60;qu="tokens"',
+            b'"tokens";r=70;t=1',
+            id="requests-unlimited",
+        ),
+        pytest.param(
+            Verdict(None, REQUESTS, None), b'"requests";q=5;w=60', b'"requests";r=4;t=41', id="tokens-unlimited"
+        ),
+    ],
+)
+def test_ietf_headers_say_nothing_about_what_is_unlimited(verdict: Verdict, policy: bytes, state: bytes) -> None:
+    assert ietf_headers(verdict) == [(b"ratelimit-policy", policy), (b"ratelimit", state)]
+
+
+def test_without_limits_there_are_no_ietf_headers() -> None:
+    assert ietf_headers(Verdict(None, None, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("more_ms", "state"),
+    [
+        pytest.param(0, b'"requests";r=4', id="nothing-is-used"),
+        pytest.param(1, b'"requests";r=4;t=1', id="rounded-up"),
+        pytest.param(12_000, b'"requests";r=4;t=12', id="whole-seconds"),
+        pytest.param(12_001, b'"requests";r=4;t=13', id="a-millisecond-more"),
+    ],
+)
+def test_ietf_headers_round_up_to_seconds(more_ms: int, state: bytes) -> None:
+    verdict = Verdict(None, Budget(Limit(5, 60), 4, 61_000, more_ms), None)
+
+    assert dict(ietf_headers(verdict))[b"ratelimit"] == state
+
+
+@pytest.mark.parametrize(
+    ("refused_by", "state"),
+    [
+        pytest.param("requests", b'"requests";r=0;t=31,"tokens";r=0;t=1', id="requests"),
+        pytest.param("tokens", b'"requests";r=0;t=1,"tokens";r=0;t=31', id="tokens"),
+    ],
+)
+def test_ietf_headers_never_promise_more_before_a_retry(
+    refused_by: Literal["requests", "tokens"], state: bytes
+) -> None:
+    requests, tokens = Budget(Limit(5, 60), 0, 61_000, 1000), Budget(Limit(100, 60), 0, 61_000, 1000)
+    verdict = Verdict(None, requests, tokens, refused_by, 30_001)
+
+    assert dict(ietf_headers(verdict))[b"ratelimit"] == state
+    assert dict(retry_headers(verdict.retry_after_ms))[b"retry-after"] == b"31"
 
 
 @pytest.mark.parametrize(

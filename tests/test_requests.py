@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from maas_middleware.errors import InvalidRequest
-from maas_middleware.requests import InferenceRequest
+from maas_middleware.requests import JSONRequest
 
 
-def parse(**fields: Any) -> InferenceRequest:
-    return InferenceRequest.parse(json.dumps(fields).encode())
+def parse(**fields: Any) -> JSONRequest:
+    return JSONRequest.parse(json.dumps(fields).encode())
 
 
 def refusal(body: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        InferenceRequest.parse(body)
+        JSONRequest.parse(body)
     return caught.value
 
 
@@ -33,14 +33,14 @@ def refusal(body: bytes) -> InvalidRequest:
     ],
 )
 def test_of_duplicate_keys_the_upstream_sees_the_one_that_was_judged(body: bytes) -> None:
-    request = InferenceRequest.parse(body)
+    request = JSONRequest.parse(body)
 
     assert request.model == "dear"
     assert request.encoded == b'{"model":"dear"}'
 
 
 def test_duplicate_keys_are_gone_from_what_is_made_of_the_request() -> None:
-    request = InferenceRequest.parse(b'{"stream":false,"model":"a","stream":true,"model":"b"}')
+    request = JSONRequest.parse(b'{"stream":false,"model":"a","stream":true,"model":"b"}')
 
     assert request.stream is True
     assert request.naming("c").encoded == b'{"stream":true,"model":"c"}'
@@ -53,22 +53,22 @@ def test_numbers_and_unknown_fields_keep_the_notation_of_the_client() -> None:
         b'"x":{"deep":[1e-400,-0.0,1E5,"\\u00e9\\/"]},"logit_bias":{"50256":-100,"50256":1.0}}'
     )
 
-    assert InferenceRequest.parse(body).encoded == body
+    assert JSONRequest.parse(body).encoded == body
 
 
 def test_white_space_between_the_fields_is_all_that_is_lost() -> None:
-    request = InferenceRequest.parse(b' {\n "model" : "m" , "n" : 1 }\r\n')
+    request = JSONRequest.parse(b' {\n "model" : "m" , "n" : 1 }\r\n')
 
     assert request.encoded == b'{"model":"m","n":1}'
 
 
 def test_what_was_encoded_is_parsed_to_the_same_request() -> None:
-    request = InferenceRequest.parse('{ "model": "ünï", "max_tokens": 5, "a": [1, 2] }'.encode())
+    request = JSONRequest.parse('{ "model": "ünï", "max_tokens": 5, "a": [1, 2] }'.encode())
 
-    again = InferenceRequest.parse(request.encoded)
+    again = JSONRequest.parse(request.encoded)
 
     assert again.encoded == request.encoded
-    assert (again.model, again.output_tokens) == ("ünï", 5)
+    assert (again.model, again.cap) == ("ünï", 5)
 
 
 def test_request_survives_copies() -> None:
@@ -127,7 +127,7 @@ def test_nested_request_is_served_up_to_some_depth_and_refused_below_it() -> Non
     def is_served(depth: int) -> bool:
         body = b'{"stream_options":{"x":' + b"[" * depth + b"]" * depth + b"}}"
         try:
-            return InferenceRequest.parse(body).asking_for_usage().include_usage
+            return JSONRequest.parse(body).asking_for_usage().include_usage
         except InvalidRequest:
             return False
 
@@ -175,12 +175,13 @@ def test_known_field_with_an_invalid_value_is_refused_by_name(name: str, value: 
 
 
 def test_fields_that_are_null_are_absent() -> None:
-    request = InferenceRequest.parse(
+    request = JSONRequest.parse(
         b'{"model":null,"stream":null,"stream_options":null,"max_tokens":null,"max_completion_tokens":null,'
         b'"max_output_tokens":null,"n":null,"best_of":null}'
     )
 
-    assert (request.model, request.stream, request.include_usage, request.output_tokens) == (None, False, False, None)
+    assert (request.model, request.stream, request.include_usage) == (None, False, False)
+    assert (request.cap, request.answers) == (None, 1)
 
 
 @pytest.mark.parametrize(
@@ -204,25 +205,62 @@ def test_request_tells_whether_it_streams_and_asks_for_usage(
 
 
 @pytest.mark.parametrize(
-    ("fields", "tokens"),
+    ("fields", "cap"),
     [
         pytest.param({}, None, id="no-cap"),
-        pytest.param({"n": 4}, None, id="no-cap-but-n"),
         pytest.param({"max_tokens": 100}, 100, id="max-tokens"),
         pytest.param({"max_tokens": 0}, 0, id="zero"),
+        pytest.param({"max_completion_tokens": 100}, 100, id="max-completion-tokens"),
+        pytest.param({"max_output_tokens": 100}, 100, id="max-output-tokens"),
         pytest.param({"max_tokens": 1, "max_completion_tokens": 738}, 738, id="max-completion-tokens-is-larger"),
         pytest.param({"max_tokens": 738, "max_completion_tokens": 1}, 738, id="max-tokens-is-larger"),
         pytest.param({"max_tokens": 1, "max_output_tokens": 50}, 50, id="max-output-tokens-is-larger"),
-        pytest.param({"max_tokens": 100, "n": 3}, 300, id="times-n"),
-        pytest.param({"max_tokens": 100, "best_of": 5}, 500, id="times-best-of"),
-        pytest.param({"max_tokens": 100, "n": 2, "best_of": 5}, 500, id="best-of-is-larger"),
-        pytest.param({"max_tokens": 100, "n": 5, "best_of": 2}, 500, id="n-is-larger"),
-        pytest.param({"max_tokens": 100, "n": 0}, 100, id="n-of-zero-is-one"),
-        pytest.param({"max_tokens": 2**31 - 1, "n": 2**31 - 1}, (2**31 - 1) ** 2, id="largest-possible"),
+        pytest.param({"max_tokens": None, "max_output_tokens": 50}, 50, id="null-is-none"),
+        pytest.param({"max_tokens": 100, "n": 3}, 100, id="of-one-answer"),
+        pytest.param({"max_tokens": 2**31 - 1}, 2**31 - 1, id="largest-possible"),
     ],
 )
-def test_output_is_the_largest_cap_times_the_number_of_choices(fields: dict[str, Any], tokens: int | None) -> None:
-    assert parse(model="m", **fields).output_tokens == tokens
+def test_the_largest_of_all_caps_counts(fields: dict[str, Any], cap: int | None) -> None:
+    assert parse(model="m", **fields).cap == cap
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        pytest.param({}, 1, id="nothing"),
+        pytest.param({"n": 3}, 3, id="n"),
+        pytest.param({"n": 0}, 1, id="n-of-zero-is-one"),
+        pytest.param({"best_of": 5}, 5, id="best-of"),
+        pytest.param({"n": 2, "best_of": 5}, 5, id="best-of-is-larger"),
+        pytest.param({"n": 5, "best_of": 2}, 5, id="n-is-larger"),
+        pytest.param({"prompt": "text"}, 1, id="text"),
+        pytest.param({"prompt": ""}, 1, id="no-text"),
+        pytest.param({"prompt": None}, 1, id="null"),
+        pytest.param({"prompt": []}, 1, id="empty-list"),
+        pytest.param({"prompt": [1, 2, 3]}, 1, id="token-ids"),
+        pytest.param({"prompt": ["a"]}, 1, id="one-prompt-in-a-list"),
+        pytest.param({"prompt": ["a", "b", "c"]}, 3, id="several-texts"),
+        pytest.param({"prompt": [[1, 2], [3], [4]]}, 3, id="several-lists-of-token-ids"),
+        pytest.param({"prompt": [{"prompt_token_ids": [1]}, {"prompt": "b"}]}, 2, id="several-objects"),
+        pytest.param({"prompt": {"id": "pmpt"}}, 1, id="object"),
+        pytest.param({"prompt": ["a", "b"], "n": 3}, 6, id="several-prompts-times-n"),
+        pytest.param({"n": 2**31 - 1}, 2**31 - 1, id="largest-possible"),
+        pytest.param({"input": ["a", "b"]}, 1, id="inputs-are-not-answered-one-by-one"),
+    ],
+)
+def test_answers_are_counted_for_every_prompt_and_choice(fields: dict[str, Any], answers: int) -> None:
+    assert parse(model="m", **fields).answers == answers
+
+
+def test_prompts_are_counted_whatever_white_space_is_between_them() -> None:
+    assert JSONRequest.parse(b'{"prompt": [\n\t"a" ,\r "b"]}').answers == 2
+
+
+@pytest.mark.parametrize("mark", [pytest.param(b'"",', id="texts"), pytest.param(b"[],", id="lists")])
+def test_more_prompts_than_anybody_needs_are_refused(mark: bytes) -> None:
+    error = refusal(b'{"prompt":[' + mark * 500_001 + mark[:-1] + b"]}")
+
+    assert (error.code, error.param, error.message) == ("invalid_value", "prompt", "`prompt` has too many parts")
 
 
 # what becomes of a request
@@ -243,16 +281,58 @@ def test_request_that_names_the_model_already_is_left_alone() -> None:
     ],
 )
 def test_upstream_sees_its_own_name_of_the_model(body: bytes, encoded: bytes) -> None:
-    request = InferenceRequest.parse(body).naming("/models/x")
+    request = JSONRequest.parse(body).naming("/models/x")
 
     assert (request.model, request.encoded) == ("/models/x", encoded)
 
 
 def test_request_id_of_the_client_does_not_reach_the_upstream() -> None:
-    request = InferenceRequest.parse(b'{"request_id":"mine","model":"m","n":1}').naming("m")
+    request = JSONRequest.parse(b'{"request_id":"mine","model":"m","n":1}').naming("m")
 
     assert request.encoded == b'{"model":"m","n":1}'
     assert "request_id" not in request.fields
+
+
+def test_request_is_given_a_cap_in_the_field_that_its_server_reads() -> None:
+    request = JSONRequest.parse(b'{"model":"m","max_output_tokens":null,"n":2}').capped("max_output_tokens", 50)
+
+    assert request.encoded == b'{"model":"m","max_output_tokens":50,"n":2}'
+    assert (request.cap, request.answers) == (50, 2)
+    assert request.naming("n").encoded == b'{"model":"n","max_output_tokens":50,"n":2}'
+
+
+# single fields
+
+
+@pytest.mark.parametrize(
+    ("value", "says_anything"),
+    [
+        pytest.param(b"null", False, id="null"),
+        pytest.param(b"false", False, id="false"),
+        pytest.param(b'""', False, id="no-text"),
+        pytest.param(b"[]", False, id="empty-list"),
+        pytest.param(b"[ \n]", False, id="empty-list-with-space"),
+        pytest.param(b"{}", False, id="empty-object"),
+        pytest.param(b"{\t}", False, id="empty-object-with-space"),
+        pytest.param(b"0", True, id="zero"),
+        pytest.param(b"true", True, id="true"),
+        pytest.param(b'" "', True, id="text"),
+        pytest.param(b"[null]", True, id="list"),
+        pytest.param(b'{"a":null}', True, id="object"),
+    ],
+)
+def test_field_says_something_or_nothing(value: bytes, says_anything: bool) -> None:
+    request = JSONRequest.parse(b'{"x": ' + value + b" }")
+
+    assert request.has("x") is says_anything
+    assert not request.has("y")
+
+
+def test_value_of_a_field_is_json_data() -> None:
+    request = parse(a={"b": [1, None, "c"]})
+
+    assert request.value("a") == {"b": [1, None, "c"]}
+    assert request.value("b") is None
 
 
 @pytest.mark.parametrize(
@@ -278,7 +358,7 @@ def test_request_id_of_the_client_does_not_reach_the_upstream() -> None:
 def test_asking_for_usage_keeps_the_other_stream_options(options: bytes | None, asked: bytes) -> None:
     given = b"" if options is None else b',"stream_options":' + options
 
-    request = InferenceRequest.parse(b'{"model":"m","stream":true' + given + b"}").asking_for_usage()
+    request = JSONRequest.parse(b'{"model":"m","stream":true' + given + b"}").asking_for_usage()
 
     assert request.encoded == b'{"model":"m","stream":true,"stream_options":' + asked + b"}"
     assert (request.model, request.stream, request.include_usage) == ("m", True, True)
@@ -301,10 +381,23 @@ def test_prompt_is_estimated_from_its_bytes() -> None:
     assert parse(model="m", metadata="x" * 400).prompt_tokens == 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("messages", "prompt", "suffix", "system", "instructions", "input", "tools", "functions"),
+        *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
+    ],
+)
+def test_everything_that_a_model_reads_is_its_prompt(name: str) -> None:
+    request = parse(model="m", **{name: "x" * 398})
+
+    assert (request.prompt_tokens, request.prompt_bytes) == (100, 400)
+
+
 def test_text_of_several_bytes_a_character_counts_by_its_bytes() -> None:
     body = json.dumps({"prompt": "你" * 100}, ensure_ascii=False).encode()
 
-    assert InferenceRequest.parse(body).prompt_tokens == 76
+    assert JSONRequest.parse(body).prompt_tokens == 76
 
 
 @pytest.mark.parametrize(
@@ -312,35 +405,43 @@ def test_text_of_several_bytes_a_character_counts_by_its_bytes() -> None:
     [
         pytest.param("data:image/png;base64,", id="empty"),
         pytest.param("data:image/png;base64," + "A" * 1_000_000, id="a-megabyte"),
+        pytest.param("https://example.com/" + "a" * 40, id="an-address"),
     ],
 )
-def test_image_given_as_data_url_counts_the_same_whatever_its_size(url: str) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_image_counts_the_same_whatever_its_size(url: str, count: int) -> None:
     text = {"type": "text", "text": "What is this?"}
-    without = parse(messages=[{"role": "user", "content": [text, image("")]}])
+    size = len(json.dumps([{"role": "user", "content": [text, *[image("")] * count]}]))
 
-    one = parse(messages=[{"role": "user", "content": [text, image(url)]}])
-    two = parse(messages=[{"role": "user", "content": [text, image(url), image(url)]}])
+    request = parse(messages=[{"role": "user", "content": [text, *[image(url)] * count]}])
 
-    assert one.prompt_tokens - without.prompt_tokens == 512
-    assert 1024 <= two.prompt_tokens - without.prompt_tokens < 1024 + 20
+    assert 512 * count <= request.prompt_tokens <= 512 * count + size // 4 + 20 * count
 
 
-def test_image_at_an_address_counts_as_its_text() -> None:
-    address = "https://example.com/" + "a" * 400
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param({"type": "input_image", "image_url": "data:image/png;base64," + "A" * 9000}, id="responses"),
+        pytest.param(
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 9000}},
+            id="messages",
+        ),
+        pytest.param({"image_url": "data:image/png;base64," + "A" * 9000}, id="without-a-type"),
+    ],
+)
+def test_image_of_another_dialect_counts_once(part: dict[str, Any]) -> None:
+    assert 512 <= parse(input=[part]).prompt_tokens <= 512 + 40
 
-    assert parse(prompt=address).prompt_tokens == len(address) // 4 + 1
+
+def test_prompt_bytes_count_images_whole() -> None:
+    part = image("data:image/png;base64," + "A" * 9000)
+
+    assert parse(messages=[part], metadata="x" * 99).prompt_bytes == len(json.dumps([part]))
 
 
-def test_estimate_is_prompt_and_output_together() -> None:
-    assert parse(prompt="x" * 398, max_tokens=50, n=2).estimated_tokens == 200
-    assert parse(prompt="x" * 398, max_tokens=0).estimated_tokens == 100
-
-
-def test_output_without_a_cap_is_taken_for_512_tokens() -> None:
-    assert parse(prompt="x" * 398).estimated_tokens == 612
-
-
-@pytest.mark.parametrize("name", ["Model", "MODEL", "Max_Tokens", "STREAM", "max_to\u212aens"])
+@pytest.mark.parametrize(
+    "name", ["Model", "MODEL", "Max_Tokens", "STREAM", "max_to\u212aens", "Tools", "Background", "Audio"]
+)
 def test_field_that_looks_like_a_judged_one_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(**{"model": "a", name: "b"})
@@ -359,8 +460,8 @@ def test_field_that_looks_like_a_judged_one_is_refused(name: str) -> None:
 )
 def test_body_with_more_keys_than_anybody_needs_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="The request body has too many keys"):
-        InferenceRequest.parse(body)
+        JSONRequest.parse(body)
 
 
 def test_large_body_with_few_keys_is_read() -> None:
-    assert InferenceRequest.parse(b'{"prompt":"' + b"a" * (2 << 20) + b'"}').prompt_tokens > 500_000
+    assert JSONRequest.parse(b'{"prompt":"' + b"a" * (2 << 20) + b'"}').prompt_tokens > 500_000

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from maas_middleware.errors import InvalidRequest, envelope
+from maas_middleware.envelopes import envelope
+from maas_middleware.errors import InvalidRequest
 from maas_middleware.tokens import MAXIMUM_GROUPS_BYTES, Claims, LifetimePolicy, MintedToken, fitting_groups
 
 

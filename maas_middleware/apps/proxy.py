@@ -14,15 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from .._asgi import ClientLeft, answer_error, reject, required, route_path
 from ..catalogue import Model
 from ..context import ensure_context
-from ..errors import (
-    MAXIMUM_ERROR_BYTES,
-    InvalidRequest,
-    MaaSError,
-    UpstreamError,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-    inner_error,
-)
+from ..envelopes import MAXIMUM_ERROR_BYTES, inner_error
+from ..errors import InvalidRequest, MaaSError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from ._forwarding import request_headers, response_headers, upstream_wait
 
 logger = logging.getLogger("maas_middleware")
@@ -176,7 +169,7 @@ class _Answer:
         with _failures_mapped(), anyio.fail_after(self._idle_timeout):
             while len(body) < MAXIMUM_ERROR_BYTES and (chunk := await anext(self._chunks, None)) is not None:
                 body += chunk
-        is_failure = status < 400 or (status >= 500 and status not in (503, 504))
+        is_failure = status < 400 or (status >= 500 and status not in (503, 504, 529))
         error = UpstreamError() if is_failure else inner_error(status, body)
         if error.status >= 500 or status == 404:  # the others are about the request
             logger.warning("the upstream of model %s answered %d", self._model.id, status)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .._asgi import path_below, read_body, required, serve
+from .._asgi import path_below, required, serve
 from ..context import ensure_context
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, NotFound
 from ..identity import MAXIMUM_TOKEN_BYTES, Identity
 from ..tiers import TierResolver
 from ..tokens import LifetimePolicy, TokenMinter, TokenStore
-
-_MAXIMUM_BODY_BYTES = 64 << 10
+from ._objects import read_object
 
 
 class TokensApp:
@@ -74,7 +70,7 @@ class TokensApp:
         return Response(status_code=204)
 
     async def _mint(self, request: Request, identity: Identity) -> Response:
-        asked = _object(await read_body(request.receive, _MAXIMUM_BODY_BYTES))
+        asked = await read_object(request.receive)
         await self._resolver.resolve(identity)
         lifetime = self._lifetimes.grant(asked.get("expiration"))
         minted = self._minter.mint(identity, lifetime, await self._store.generation(identity.key))
@@ -89,18 +85,3 @@ class TokensApp:
             "jti": minted.claims.id,
         }
         return JSONResponse(content, 201, headers={"cache-control": "no-store"})
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    if not body.strip():
-        return {}
-    try:
-        # the standard library reads NaN and 1e400 as numbers, so that the expiration is what gets the blame
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not JSON", code="invalid_json") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidRequest("The request body is not a JSON object", code="invalid_json")
-    return value

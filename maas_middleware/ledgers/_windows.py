@@ -86,6 +86,10 @@ class Window:
         """When all of it has left, assuming that what is held is settled now."""
         return self._leaves_ms if held > 0 else next(reversed(self._buckets), now_ms)
 
+    def frees_ms(self, now_ms: int, held: int) -> int:
+        """When the oldest of it leaves; in a second where there is only what is held."""
+        return next(iter(self._buckets), now_ms + IN_FLIGHT_WAIT_MS if held > 0 else now_ms)
+
     def passes_ms(self, now_ms: int, held: int) -> int:
         """When there is room for 1; in a second where that depends on what is held."""
         excess = self.used + held + 1 - self.limit.amount
@@ -143,13 +147,16 @@ class Windows:
 
     def budget(self, now_ms: int, held: int) -> Budget | None:
         """The limit closest to exhaustion, of equals the one that takes longest to be full; None is unlimited."""
-        closest = None
+        closest, least, last_ms = None, 0, 0
         for window in self._in_force:
             left = window.limit.amount - window.used - held
-            budget = Budget(window.limit, left if left > 0 else 0, window.full_ms(now_ms, held) - now_ms)
-            if closest is None or (budget.remaining, -budget.reset_ms) < (closest.remaining, -closest.reset_ms):
-                closest = budget
-        return closest
+            left = left if left > 0 else 0
+            full_ms = window.full_ms(now_ms, held)
+            if closest is None or left < least or (left == least and full_ms > last_ms):
+                closest, least, last_ms = window, left, full_ms
+        if closest is None:
+            return None
+        return Budget(closest.limit, least, last_ms - now_ms, closest.frees_ms(now_ms, held) - now_ms)
 
     def wait_ms(self, now_ms: int, held: int) -> int:
         """Milliseconds until there is room for 1 in every window; 1000 where that depends on what is held."""

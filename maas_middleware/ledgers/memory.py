@@ -38,7 +38,9 @@ class _Account:
 
     def grant(self, subject: Subject, demand: Demand, now_ms: int, lapse_ms: int) -> Lease | None:
         requests, tokens = self.requests.room(0), self.tokens.room(self._leased)
-        if (requests is not None and requests < 1) or (tokens is not None and tokens < 1):
+        if requests is not None and requests < 1:
+            return None
+        if demand.tokens > 0 and tokens is not None and tokens < 1:
             return None
         amount = demand.tokens if tokens is None or demand.tokens < tokens else tokens
         lease = Lease(demand.lease_id, subject, amount if amount > 0 else 0, now_ms)
@@ -62,13 +64,13 @@ class _Account:
             if not self._leases:
                 self._leases, self._lapse_ms = None, 0
 
-    def verdict(self, lease: Lease | None, now_ms: int) -> Verdict:
+    def verdict(self, lease: Lease | None, now_ms: int, needs_tokens: bool) -> Verdict:
         requests = self.requests.budget(now_ms, 0)
         tokens = self.tokens.budget(now_ms, self._leased)
         if lease is not None:
             return Verdict(lease, requests, tokens)
         requests_wait = self.requests.wait_ms(now_ms, 0)
-        tokens_wait = self.tokens.wait_ms(now_ms, self._leased)
+        tokens_wait = self.tokens.wait_ms(now_ms, self._leased) if needs_tokens else 0
         if tokens_wait > requests_wait:
             return Verdict(None, requests, tokens, "tokens", tokens_wait)
         return Verdict(None, requests, tokens, "requests" if requests_wait else None, requests_wait)
@@ -137,7 +139,7 @@ class MemoryLedger:
         lease = account.lease(demand.lease_id) or self._settled(subject.key, demand.lease_id, now_ms)
         if lease is None:
             lease = account.grant(subject, demand, now_ms, now_ms + self._lease_ms)
-        return account.verdict(lease, now_ms)
+        return account.verdict(lease, now_ms, demand.tokens > 0)
 
     async def settle(self, lease: Lease, charge: Charge, /) -> None:
         """End the lease and charge what was used. A request is given back only while its bucket still counts."""
@@ -158,11 +160,11 @@ class MemoryLedger:
             self._account(lease.subject, now_ms).prolong(lease, now_ms + self._lease_ms)
 
     async def peek(self, subject: Subject, /) -> Verdict:
-        """Tell whether the next request would pass (`refused_by`) and when, consuming nothing."""
+        """Tell whether the next request that needs a token would pass (`refused_by`) and when, consuming nothing."""
         now_ms = self._now_ms()
         account = self._accounts.get(subject.key) or _Account()
         account.turn(subject, self._spans, now_ms)
-        return account.verdict(None, now_ms)
+        return account.verdict(None, now_ms, True)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000 + 0.5)

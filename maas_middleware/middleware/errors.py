@@ -11,16 +11,11 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
+from ..catalogue import error_format
 from ..context import MaaSContext, ensure_context
-from ..errors import (
-    MAXIMUM_ERROR_BYTES,
-    InternalError,
-    InvalidRequest,
-    MaaSError,
-    UpstreamUnavailable,
-    envelope,
-    inner_error,
-)
+from ..dialects import ErrorFormat
+from ..envelopes import MAXIMUM_ERROR_BYTES, envelope, error_event, inner_error
+from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamUnavailable
 from ..identity import header
 
 logger = logging.getLogger("maas_middleware")
@@ -35,6 +30,8 @@ _BETWEEN_EVENTS = (b"\n\n", b"\r\r", b"\n\r", b"\n\r\n", b"\r\r\n")
 
 class ErrorEnvelopeMiddleware:
     """Puts every error into OpenAI's envelope: those of our shells, of the inner app, and its exceptions.
+
+    On `/v1/messages` it is Anthropic's, and the id is also in `request-id`.
 
     Every answer carries `x-request-id`: the client's own if it is 1 to 64 of `[A-Za-z0-9._-]`, else a fresh one. The
     inner app always sees a fresh one, because vLLM takes it for the key of the running request.
@@ -57,7 +54,7 @@ class ErrorEnvelopeMiddleware:
         context.request_id = _client_id(scope) or inner_id
         scope = {**scope, "headers": with_headers(scope["headers"], [(b"x-request-id", inner_id.encode())])}
         if scope["type"] == "http":
-            await _Responder(context, receive, send).run(self.app, scope)
+            await _Responder(context, error_format(scope["path"]), receive, send).run(self.app, scope)
             return
 
         async def send_with_id(message: Message) -> None:
@@ -76,16 +73,19 @@ def _client_id(scope: Scope) -> str | None:
     return value.decode() if value is not None and _CLIENT_ID.fullmatch(value) else None
 
 
-def _with_id(context: MaaSContext, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def _with_id(context: MaaSContext, headers: Iterable[tuple[bytes, bytes]], errors: ErrorFormat = "openai") -> Headers:
     assert context.request_id is not None
-    return with_headers(headers, [(b"x-request-id", context.request_id.encode())])
+    request_id = context.request_id.encode()
+    ids = [(b"x-request-id", request_id), (b"request-id", request_id)]  # Anthropic's clients read the second
+    return with_headers(headers, ids if errors == "anthropic" else ids[:1])
 
 
 class _Responder:
     """One answer on its way out."""
 
-    def __init__(self, context: MaaSContext, receive: Receive, send: Send) -> None:
+    def __init__(self, context: MaaSContext, errors: ErrorFormat, receive: Receive, send: Send) -> None:
         self._context = context
+        self._errors = errors
         self._receive = receive
         self._send = send
         self._client_left = False
@@ -142,7 +142,7 @@ class _Responder:
         if message["status"] >= 400 and self._context.refusal is None:
             self._replaced = message
             return
-        headers = _with_id(self._context, message.get("headers", ()))
+        headers = _with_id(self._context, message.get("headers", ()), self._errors)
         self._started = True
         self._is_event_stream = header_value(headers, b"content-type").lower().startswith(b"text/event-stream")
         await self._send({**message, "headers": headers})
@@ -181,15 +181,15 @@ class _Responder:
     async def _answer(self, error: MaaSError, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if error.status >= 500:
             logger.warning("answered %d %s to request %s", error.status, error.code, self._context.request_id)
-        body = envelope(error, self._context.request_id)
+        body = envelope(error, self._context.request_id, self._errors)
         described = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers = [*_with_id(self._context, headers), *described]
+        headers = [*_with_id(self._context, headers, self._errors), *described]
         self._started = self._complete = True
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def _send_event(self, error: MaaSError) -> None:
-        event = b"data: " + envelope(error, self._context.request_id) + b"\n\n"
+        event = error_event(error, self._context.request_id, self._errors, self._context.events)
         body = event if self._last_bytes.endswith(_BETWEEN_EVENTS) else b"\n\n" + event
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 

@@ -6,11 +6,12 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_MESSAGES, LEDGER_SECONDS, in_time, new_id, reject, required, with_headers
-from ..charging import Outcome, charge_for
+from ..charging import Outcome, charge_for, estimated_tokens
 from ..context import MaaSContext, ensure_context
 from ..errors import AccessDenied, MaaSError
 from ..limiting import (
@@ -23,7 +24,7 @@ from ..limiting import (
     Verdict,
     after_use,
     limit_exceeded,
-    rate_limit_headers,
+    limit_headers,
 )
 from ..tiers import Tier
 
@@ -36,10 +37,13 @@ class RateLimitMiddleware:
     """Admits a request to an endpoint within the limits of the caller's tier, and settles what it really used.
 
     Needs `IdentityMiddleware` and `TierMiddleware` outside, and `UsageMiddleware` inside, without which every answer
-    is charged with its estimate. What is no endpoint passes unmetered; WebSockets are refused, since they cannot be
-    counted. Every answer carries `x-ratelimit-*`, and `HEAD` gets them for free.
+    is charged with its estimate. An unmetered endpoint costs a request and no tokens, what is no endpoint nothing;
+    WebSockets are refused, since they cannot be counted. Every answer carries `x-ratelimit-*`, and `HEAD` gets them
+    for free.
 
     Args:
+        ietf_headers: whether answers also carry `RateLimit-Policy` and `RateLimit`
+            (draft-ietf-httpapi-ratelimit-headers-10).
         jitter: a number from 0 to 1; up to 5 % of the wait is added to `retry-after-ms`, so that not all clients come
             back in one instant.
         ledger_timeout: seconds that a ledger may take; a request that it does not admit by then is answered with 503.
@@ -50,6 +54,7 @@ class RateLimitMiddleware:
         app: ASGIApp,
         *,
         ledger: Ledger,
+        ietf_headers: bool = False,
         id_factory: Callable[[], str] = new_id,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -57,6 +62,7 @@ class RateLimitMiddleware:
     ) -> None:
         self.app = app
         self._ledger = ledger
+        self._limit_headers = partial(limit_headers, ietf=ietf_headers)
         self._id_factory = id_factory
         self._jitter = jitter
         self._ledger_timeout = ledger_timeout
@@ -81,26 +87,26 @@ class RateLimitMiddleware:
             if scope["method"] == "HEAD":
                 await self._tell(subject, send)
                 return
-            verdict, lease = await self._admit(context, tier, subject)
+            estimate = _estimate(context, tier)
+            verdict, lease = await self._admit(context, tier, subject, estimate)
         except MaaSError as error:
             await reject(scope, receive, send, error)
             return
-        metered = _Metered(context, verdict, lease, self._live)
+        metered = _Metered(context, verdict, lease, estimate, self._live, self._limit_headers)
         await metered.run(self.app, scope, receive, send)
 
     async def _tell(self, subject: Subject, send: Send) -> None:
         verdict = await in_time(self._ledger.peek(subject), self._ledger_timeout)
-        headers = [*rate_limit_headers(verdict), (b"content-length", b"0")]
+        headers = [*self._limit_headers(verdict), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _admit(self, context: MaaSContext, tier: Tier, subject: Subject) -> tuple[Verdict, Lease]:
-        estimate = 1 if context.request is None else context.request.estimated_tokens
+    async def _admit(self, context: MaaSContext, tier: Tier, subject: Subject, estimate: int) -> tuple[Verdict, Lease]:
         demand = Demand(self._id_factory(), estimate)
         verdict = context.verdict = await in_time(self._ledger.admit(subject, demand), self._ledger_timeout)
         if verdict.lease is None:
             error = limit_exceeded(verdict, tier.name, self._jitter())
-            error.headers = (*rate_limit_headers(verdict), *error.headers)
+            error.headers = (*self._limit_headers(verdict), *error.headers)
             raise error
         context.lease = verdict.lease
         return verdict, verdict.lease
@@ -146,11 +152,21 @@ class _LiveLeases:
 class _Metered:
     """One admitted request, from admission to settlement."""
 
-    def __init__(self, context: MaaSContext, verdict: Verdict, lease: Lease, live: _LiveLeases) -> None:
+    def __init__(
+        self,
+        context: MaaSContext,
+        verdict: Verdict,
+        lease: Lease,
+        estimate: int,
+        live: _LiveLeases,
+        limit_headers: Callable[[Verdict], Headers],
+    ) -> None:
         self._context = context
         self._verdict = verdict
         self._lease = lease
+        self._estimate = estimate
         self._live = live
+        self._limit_headers = limit_headers
         self._status: int | None = None
         self._complete = False
         self._client_left = False
@@ -188,7 +204,8 @@ class _Metered:
 
     def _headers(self) -> Headers:
         usage = self._context.usage  # known by now, unless the answer is a stream
-        return rate_limit_headers(self._verdict if usage is None else after_use(self._verdict, usage.total))
+        verdict = self._verdict if usage is None else after_use(self._verdict, usage.total)
+        return self._limit_headers(verdict)
 
     async def _settle(self) -> None:
         if not self._settled:
@@ -200,15 +217,29 @@ class _Metered:
 
     def _outcome(self) -> Outcome:
         context = self._context
-        request = context.request
+        used = None if context.usage is None else context.usage.total
         return Outcome(
             status=self._status,
             refused=context.refusal is not None,
             failed=self._failed,
             complete=self._complete,
             client_left=self._client_left,
-            used=None if context.usage is None else context.usage.total,
+            used=0 if _is_unmetered(context) else used,
             produced=context.produced,
-            prompt=0 if request is None else request.prompt_tokens,
-            estimate=1 if request is None else request.estimated_tokens,
+            prompt=0 if context.request is None else context.request.prompt_tokens,
+            estimate=self._estimate,
+            reported_failure=context.reported_failure,
         )
+
+
+def _is_unmetered(context: MaaSContext) -> bool:
+    return context.endpoint is not None and context.endpoint.kind == "unmetered"
+
+
+def _estimate(context: MaaSContext, tier: Tier) -> int:
+    if _is_unmetered(context):
+        return 0
+    dialect = None if context.endpoint is None else context.endpoint.dialect
+    if context.request is None or dialect is None:
+        return 1
+    return estimated_tokens(context.request, dialect, tier)

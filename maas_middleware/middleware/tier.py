@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,17 +15,20 @@ from .._asgi import (
     ClientLeft,
     header_value,
     in_time,
-    read_request,
+    read_json,
     reject,
     required,
     route_path,
     with_body,
     with_route_path,
 )
-from ..catalogue import Catalogue, Location
+from .._forms import FormRequest, read_form, with_form
+from ..catalogue import Catalogue, Endpoint, Model
 from ..context import MaaSContext, ensure_context
-from ..errors import InvalidRequest, MaaSError, MethodNotAllowed, ModelNotFound, NotFound
-from ..limiting import Ledger, Verdict, limit_exceeded, rate_limit_headers
+from ..dialects import Dialect
+from ..entitlement import check_features, check_ownership, within_cap
+from ..errors import AccessDenied, InvalidRequest, MaaSError, ModelNotFound, NotFound
+from ..limiting import Ledger, Verdict, limit_exceeded, limit_headers
 from ..tiers import Tier, TierResolver
 
 logger = logging.getLogger("maas_middleware")
@@ -37,7 +41,7 @@ class TierMiddleware:
 
     Needs `IdentityMiddleware` outside. A request to an endpoint of the catalogue is forwarded under its canonical path,
     with a body that was decoded at the top level, judged and encoded again: one value a key, the model under the name
-    that its server knows.
+    that its server knows, no feature that the tier lacks, and within `max_tokens_per_request`.
 
     Args:
         catalogue: default: any model, and it is the inner app that says which there are.
@@ -46,7 +50,7 @@ class TierMiddleware:
         ledger: where given, refusals tell the caller's rate limits in their headers too, and whoever is over one is
             refused before a large body is read.
         max_body_bytes: what is over it is answered with 413.
-        jitter: as in `RateLimitMiddleware`.
+        ietf_headers, jitter: as in `RateLimitMiddleware`.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class TierMiddleware:
         unlisted: Literal["refuse", "unmetered"] = "refuse",
         ledger: Ledger | None = None,
         max_body_bytes: int = MAXIMUM_BODY_BYTES,
+        ietf_headers: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.app = app
@@ -66,6 +71,7 @@ class TierMiddleware:
         self._passes_unlisted = unlisted == "unmetered"
         self._ledger = ledger
         self._max_body_bytes = max_body_bytes
+        self._limit_headers = partial(limit_headers, ietf=ietf_headers)
         self._jitter = jitter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,57 +81,65 @@ class TierMiddleware:
         context = ensure_context(scope)
         identity = required(context.identity, "TierMiddleware", "identity", "IdentityMiddleware")
         try:
-            context.tier = await self._resolver.resolve(identity)
-            scope, receive = await self._admit(context, context.tier, scope, receive)
-        except ClientLeft:
-            return
-        except MaaSError as error:
-            await self._add_limits(context, error)
-            await reject(scope, receive, send, error)
-            return
-        await self.app(scope, receive, send)
+            try:
+                context.tier = await self._resolver.resolve(identity)
+                scope, receive = await self._admit(context, context.tier, scope, receive)
+            except ClientLeft:
+                return
+            except MaaSError as error:
+                await self._add_limits(context, error)
+                await reject(scope, receive, send, error)
+                return
+            await self.app(scope, receive, send)
+        finally:
+            if isinstance(context.request, FormRequest):
+                await context.request.aclose()
 
     async def _admit(self, context: MaaSContext, tier: Tier, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         location = self._catalogue.locate(route_path(scope))
         if scope["type"] == "websocket" or not location.endpoints:
-            if not self._passes_unlisted:
+            if location.endpoints or not self._passes_unlisted:
                 raise NotFound
             return scope, receive
-        method = scope["method"]
-        if method == "HEAD":
-            context.endpoint = next(iter(location.endpoints.values()))
-        elif (endpoint := location.endpoints.get(method)) is not None:
-            context.endpoint = endpoint
-        else:
-            raise MethodNotAllowed(*location.endpoints, "HEAD")
+        endpoint = location.endpoint(scope["method"])
+        dialect = _dialect(endpoint)
+        context.endpoint = endpoint
         if location.model is not None:
             context.model = self._catalogue.model(location.model.id, tier)
         scope = with_route_path(scope, location.path)
-        return (scope, receive) if method == "HEAD" else await self._judge(context, tier, location, scope, receive)
-
-    async def _judge(
-        self, context: MaaSContext, tier: Tier, location: Location, scope: Scope, receive: Receive
-    ) -> tuple[Scope, Receive]:
-        await self._refuse_early(context, tier, scope)
-        request = await read_request(scope, receive, self._max_body_bytes)
-        if context.model is None:
-            if not request.model:
-                raise InvalidRequest("`model` is required", code="missing_required_parameter", param="model")
-            context.model = self._catalogue.model(request.model, tier)
-        elif request.model not in (None, context.model.id):
-            raise ModelNotFound(request.model)
-        context.request = request = request.naming(context.model.upstream_model)
+        if scope["method"] == "HEAD":
+            return scope, receive
+        await self._refuse_early(context, endpoint, tier, scope)
+        read = read_form if dialect.is_form else read_json
+        request = context.request = await read(scope, receive, self._max_body_bytes)
+        model = context.model = self._model(context.model, request.model, tier)
+        check_features(request, endpoint, tier)
+        if isinstance(request, FormRequest):
+            request = context.request = request.naming(model.upstream_model)
+            return with_form(scope, receive, request)
+        check_ownership(request, dialect)
+        request = context.request = within_cap(request, dialect, tier, model).naming(model.upstream_model)
         return with_body(scope, receive, request.encoded)
 
-    async def _refuse_early(self, context: MaaSContext, tier: Tier, scope: Scope) -> None:
+    def _model(self, located: Model | None, named: str | None, tier: Tier) -> Model:
+        if located is not None:
+            if named is not None and not located.is_called(named):
+                raise ModelNotFound(named)
+            return located
+        if not named:
+            raise InvalidRequest("`model` is required", code="missing_required_parameter", param="model")
+        return self._catalogue.model(named, tier)
+
+    async def _refuse_early(self, context: MaaSContext, endpoint: Endpoint, tier: Tier, scope: Scope) -> None:
         """Who is over a limit is told before a large body is read: reading costs time, and a refusal is free."""
         verdict = await self._peek(context) if _may_be_large(scope) else None
-        if verdict is not None and verdict.refused_by is not None:
+        binding = ("requests", "tokens") if endpoint.kind == "billable" else ("requests",)
+        if verdict is not None and verdict.refused_by in binding:
             raise limit_exceeded(verdict, tier.name, self._jitter())
 
     async def _add_limits(self, context: MaaSContext, error: MaaSError) -> None:
         if context.endpoint is not None and (verdict := await self._peek(context)) is not None:
-            error.headers = (*error.headers, *rate_limit_headers(verdict))
+            error.headers = (*error.headers, *self._limit_headers(verdict))
 
     async def _peek(self, context: MaaSContext) -> Verdict | None:
         if self._ledger is None or context.identity is None or context.tier is None:
@@ -140,3 +154,11 @@ class TierMiddleware:
 def _may_be_large(scope: Scope) -> bool:
     length = header_value(scope["headers"], b"content-length")
     return not length.isdigit() or int(length) > _LARGE_BYTES
+
+
+def _dialect(endpoint: Endpoint) -> Dialect:
+    if endpoint.kind == "administrative":
+        raise AccessDenied("This route is for the operators of the model server alone")
+    if endpoint.dialect is None:
+        raise NotFound
+    return endpoint.dialect

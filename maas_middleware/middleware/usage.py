@@ -10,7 +10,7 @@ from .._asgi import (
     ClientLeft,
     Headers,
     header_value,
-    read_request,
+    read_json,
     reject,
     route_path,
     with_body,
@@ -19,8 +19,11 @@ from .._asgi import (
 )
 from ..catalogue import Catalogue, Endpoint
 from ..context import MaaSContext, ensure_context
-from ..errors import MaaSError, UpstreamError
-from ..usage import EventScanner, JSONScanner, is_json, read_usage, usage_headers
+from ..dialects import Dialect
+from ..errors import MaaSError, MethodNotAllowed, NotFound, UpstreamError
+from ..events import EventScanner
+from ..renaming import Renaming
+from ..usage import JSONScanner, is_json, read_usage, reports_error, usage_headers
 
 _MAXIMUM_HELD_BYTES = 4 << 20
 
@@ -41,37 +44,52 @@ class UsageMiddleware:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._endpoint(scope) is None:
+        dialect = self._dialect(scope) if scope["type"] == "http" else None
+        if dialect is None:
             await self.app(scope, receive, send)
             return
-        try:
-            request = await read_request(scope, receive, self._max_body_bytes)
-            strip = request.stream and not request.include_usage
-            if strip:
-                request = request.asking_for_usage()
-        except ClientLeft:
-            return
-        except MaaSError as error:
-            await reject(scope, receive, send, error)
-            return
-        scope, receive = with_body(scope, receive, request.encoded)
-        scope["headers"] = without_headers(scope["headers"], b"accept-encoding")
-        responder = _Responder(ensure_context(scope), send, strip=strip)
+        strip = False
+        if dialect.asks_for_usage:
+            try:
+                scope, receive, strip = await self._ask(scope, receive)
+            except ClientLeft:
+                return
+            except MaaSError as error:
+                await reject(scope, receive, send, error)
+                return
+        scope = {**scope, "headers": without_headers(scope["headers"], b"accept-encoding")}
+        responder = _Responder(ensure_context(scope), dialect, send, strip=strip)
         await self.app(scope, receive, responder.send)
 
+    def _dialect(self, scope: Scope) -> Dialect | None:
+        endpoint = ensure_context(scope).endpoint or self._endpoint(scope)
+        is_metered = endpoint is not None and endpoint.kind == "billable" and endpoint.method == scope["method"]
+        return endpoint.dialect if endpoint is not None and is_metered else None
+
     def _endpoint(self, scope: Scope) -> Endpoint | None:
-        if (endpoint := ensure_context(scope).endpoint) is not None:
-            return endpoint if scope["method"] == endpoint.method else None
-        return self._endpoints.locate(route_path(scope)).endpoints.get(scope["method"])
+        try:
+            return self._endpoints.locate(route_path(scope)).endpoint(scope["method"])
+        except (NotFound, MethodNotAllowed):
+            return None
+
+    async def _ask(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive, bool]:
+        request = await read_json(scope, receive, self._max_body_bytes)
+        strip = request.stream and not request.include_usage
+        if strip:
+            request = request.asking_for_usage()
+        return *with_body(scope, receive, request.encoded), strip
 
 
 class _Responder:
     """One answer on its way out: an event stream, a JSON answer that is held back, or what is only passed on."""
 
-    def __init__(self, context: MaaSContext, send: Send, *, strip: bool) -> None:
+    def __init__(self, context: MaaSContext, dialect: Dialect, send: Send, *, strip: bool) -> None:
         self._context = context
+        self._dialect = dialect
         self._send = send
         self._strip = strip
+        self._renaming = Renaming(context.model)
+        self._rate = 0 if context.model is None else context.model.audio_tokens_per_second
         self._events: EventScanner | None = None
         self._large: JSONScanner | None = None
         self._held: list[Message] = []
@@ -98,9 +116,15 @@ class _Responder:
             self._held = [message]
             return
         if readable and content_type.startswith(b"text/event-stream"):
-            self._events = EventScanner(strip=self._strip)
-            if self._strip:
+            self._events = EventScanner(
+                self._dialect, strip=self._strip, renaming=self._renaming, audio_tokens_per_second=self._rate
+            )
+            if self._events.changes:
                 headers = without_headers(headers, *BODY_HEADERS)
+        elif readable and (metadata := header_value(headers, b"metadata")):
+            # vLLM tells here what it cannot tell in embeddings that are no JSON
+            self._context.usage = read_usage(metadata, self._rate)
+            headers = with_headers(headers, [(b"metadata", self._renaming(metadata))])
         await self._send({**message, "headers": headers})
 
     async def _stream(self, events: EventScanner, message: Message) -> None:
@@ -108,7 +132,9 @@ class _Responder:
         body = events.feed(message.get("body", b""))
         if not more:
             body += events.flush()
-        self._context.usage, self._context.produced = events.usage, events.produced
+        context = self._context
+        context.usage, context.produced, context.events = events.usage, events.produced, events.events
+        context.reported_failure = events.failed
         if not more and events.is_cut:  # an upstream that closes its connection looks like the end of the answer
             if body:
                 await self._send({**message, "body": body, "more_body": True})
@@ -126,7 +152,7 @@ class _Responder:
 
     async def _release(self) -> None:
         if self._held:
-            self._large = JSONScanner()
+            self._large = JSONScanner(self._rate)
             (start, *pieces), self._held = self._held, []
             await self._send(start)
             for piece in pieces:
@@ -135,12 +161,16 @@ class _Responder:
     async def _answer(self) -> None:
         (start, *pieces), self._held = self._held, []
         body = b"".join(piece.get("body", b"") for piece in pieces)
-        usage = self._context.usage = read_usage(body)
+        usage = self._context.usage = read_usage(body, self._rate)
         if usage is None and start["status"] != 204 and not is_json(body):
             raise UpstreamError
+        self._context.reported_failure = usage is None and reports_error(body)
         headers = with_headers(start.get("headers", ()), usage_headers(usage) if usage is not None else [])
+        if (renamed := self._renaming(body)) is not body:
+            headers = without_headers(headers, *BODY_HEADERS)
+            headers.append((b"content-length", b"%d" % len(renamed)))
         await self._send({**start, "headers": headers})
-        await self._send({**pieces[-1], "body": body})
+        await self._send({**pieces[-1], "body": renamed})
 
     async def _pass(self, message: Message) -> None:
         if self._large is not None:

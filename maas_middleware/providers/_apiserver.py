@@ -1,17 +1,15 @@
-"""The API server of a cluster: TokenReview v1, spoken over an httpx transport."""
+"""The API server of a cluster, reached over an httpx transport, and what it knows us by."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import anyio
 import httpx
-import msgspec
 
 from ..errors import AuthUnavailable, Headers
 
@@ -20,49 +18,22 @@ logger = logging.getLogger("maas_middleware")
 _CREDENTIAL_SECONDS = 60.0
 _MAXIMUM_WAIT_SECONDS = 60
 _HEADERS = (
-    (b"content-type", b"application/json"),
     (b"accept", b"application/json"),
     # a connection that is kept belongs to its event loop, and fails when that has ended: costs 2 ms a review
     (b"connection", b"close"),
 )
 _VISIBLE = re.compile(rb"[!-~]+")
 _SECONDS = re.compile(r"0*[1-9][0-9]{0,8}")
-_HINTS = {
-    401: "401, our own credential is not accepted",
-    403: "403, our own credential may not create tokenreviews: bind it to system:auth-delegator",
-}
-
-
-class User(msgspec.Struct):
-    """Whose token it is."""
-
-    username: str = ""
-    groups: tuple[str, ...] | None = None
-    extra: dict[str, tuple[str, ...] | None] | None = None
-
-
-class Status(msgspec.Struct):
-    """What the API server says of a token. `authenticated` is absent where it is false."""
-
-    authenticated: bool = False
-    user: User | None = None
-    audiences: tuple[str, ...] | None = None
-
-
-class _TokenReview(msgspec.Struct):
-    kind: Literal["TokenReview"]
-    status: Status
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """What the API server answered, or whoever stands in front of it: that one is who sends HTML."""
+
     status: int
-    retry_after: str
     body: bytes
-
-
-_encode = msgspec.json.Encoder().encode
-_reviews = msgspec.json.Decoder(_TokenReview)
+    is_html: bool
+    retry_after: str
 
 
 class CredentialFile:
@@ -98,11 +69,10 @@ class CredentialFile:
 
 
 class APIServer:
-    """Creates TokenReviews.
+    """Answers requests about tokens, each within its time, or is unavailable: one line of the log says why.
 
     Args:
         url: the API server's base URL; credentials in it are not used.
-        credential: what it knows us by; None sends none.
         transport: how it is reached.
         timeout: seconds for a whole review, its retry included.
 
@@ -110,82 +80,73 @@ class APIServer:
         ValueError: the URL is not one of http or https.
     """
 
-    def __init__(
-        self, url: str, credential: CredentialFile | None, transport: httpx.AsyncBaseTransport, timeout: float
-    ) -> None:
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport, timeout: float) -> None:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ValueError(f"the API server's URL cannot be read: {error}") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError("the API server's URL needs http:// or https:// and a host")
-        path = parsed.path.rstrip("/") + "/apis/authentication.k8s.io/v1/tokenreviews"
-        self._url = parsed.copy_with(path=path, query=None, fragment=None)
-        self._credential = credential
+        self._url = parsed.copy_with(query=None, fragment=None)
         self._transport = transport
         self._timeout = timeout
 
-    async def review(self, token: str, audiences: tuple[str, ...]) -> Status:
-        """Ask whose token it is, for certain audiences or for the API server's own.
+    @property
+    def address(self) -> str:
+        """Scheme, host and port, as logs name it."""
+        return f"{self._url.scheme}://{self._url.netloc.decode()}"
+
+    async def in_time(self, exchanges: Awaitable[Answer]) -> Answer:
+        """Wait for the last answer of a review.
 
         Raises:
-            AuthUnavailable: no answer, or none that is a TokenReview. One line of the log says why.
+            AuthUnavailable: it does not come in time.
         """
-        spec = {"token": token, "audiences": audiences} if audiences else {"token": token}
-        body = _encode({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec})
         try:
             with anyio.fail_after(self._timeout):
-                answer = await self._post(body)
-                if answer.status == 401 and self._credential is not None:
-                    answer = await self._post(body, anew=True)
+                return await exchanges
         except TimeoutError:
-            raise self._unavailable(f"no answer within {self._timeout:g} s") from None
-        if answer.status not in (200, 201):
-            raise self._unavailable(_HINTS.get(answer.status, str(answer.status)), _wait(answer))
-        return self._read(answer.body)
+            raise self.unavailable(f"no answer within {self._timeout:g} s") from None
 
-    async def aclose(self) -> None:
-        """Close the transport."""
-        await self._transport.aclose()
+    async def send(self, method: str, path: str, headers: Headers, body: bytes | None = None) -> Answer:
+        """Send a request and read its answer whole; `accept` and `connection` are among its headers already.
 
-    async def _post(self, body: bytes, *, anew: bool = False) -> _Answer:
-        headers = list(_HEADERS)
+        Raises:
+            AuthUnavailable: the API server cannot be reached, or breaks off.
+        """
+        url = self._url.copy_with(path=self._url.path.rstrip("/") + path)
         try:
-            if self._credential is not None:
-                headers.append((b"authorization", b"Bearer " + await self._credential.content(anew=anew)))
-        except OSError as error:
-            raise self._unavailable(f"cannot read our own credential: {error}") from None
-        try:
-            return await self._exchange(httpx.Request("POST", self._url, headers=headers, content=body))
+            return await self._exchange(httpx.Request(method, url, headers=[*headers, *_HEADERS], content=body))
         except (httpx.HTTPError, OSError) as error:
             # only before anything is sent, the text of an error is certain to quote no credential
             text = f": {error}" if isinstance(error, httpx.ConnectError) else ""
-            raise self._unavailable(type(error).__name__ + text) from None
+            raise self.unavailable(type(error).__name__ + text) from None
 
-    async def _exchange(self, request: httpx.Request) -> _Answer:
+    async def _exchange(self, request: httpx.Request) -> Answer:
         response = await self._transport.handle_async_request(request)
         try:
             content = await response.aread()
         finally:
             with anyio.move_on_after(1, shield=True):
                 await response.aclose()
-        return _Answer(response.status_code, response.headers.get("retry-after", ""), content)
+        is_html = response.headers.get("content-type", "").lower().startswith("text/html")
+        return Answer(response.status_code, content, is_html, response.headers.get("retry-after", ""))
 
-    def _read(self, body: bytes) -> Status:
-        try:
-            status = _reviews.decode(body).status
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise self._unavailable("its answer is no TokenReview") from None
-        if status.authenticated and (status.user is None or not status.user.username):
-            raise self._unavailable("its answer names no user")
-        return status
-
-    def _unavailable(self, reason: str, headers: Headers = ()) -> AuthUnavailable:
-        logger.warning("token review at %s://%s failed: %s", self._url.scheme, self._url.netloc.decode(), reason)
+    def unavailable(self, reason: str, headers: Headers = ()) -> AuthUnavailable:
+        """Log why a review failed, and return the error to raise."""
+        logger.warning("token review at %s failed: %s", self.address, reason)
         return AuthUnavailable(headers=headers)
 
+    def failed(self, answer: Answer, hints: Mapping[int, str]) -> AuthUnavailable:
+        """Log the status of an answer that says nothing of the token, with its hint; `retry-after` is passed on."""
+        return self.unavailable(hints.get(answer.status, str(answer.status)), _wait(answer))
 
-def _wait(answer: _Answer) -> Headers:
+    async def aclose(self) -> None:
+        """Close the transport."""
+        await self._transport.aclose()
+
+
+def _wait(answer: Answer) -> Headers:
     if answer.status not in (429, 503) or not _SECONDS.fullmatch(answer.retry_after):
         return ()
     return ((b"retry-after", b"%d" % min(int(answer.retry_after), _MAXIMUM_WAIT_SECONDS)),)

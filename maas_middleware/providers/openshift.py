@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import httpx
 import msgspec
@@ -17,7 +18,8 @@ import msgspec
 from .._cache import Loaded, SingleFlightCache
 from ..errors import InvalidCredentials
 from ..identity import Identity, Scope, credential
-from ._apiserver import APIServer, CredentialFile, User
+from ._apiserver import APIServer, CredentialFile
+from ._reviews import TokenReviews, User, UsersSelf
 
 _ACCEPTED_SECONDS = 60.0
 _REFUSED_SECONDS = 5.0
@@ -33,19 +35,27 @@ _claims = msgspec.json.Decoder(_Claims)
 
 
 class OpenShiftProvider:
-    """Asks the API server of a cluster whose token a request carries (TokenReview v1).
+    """Asks the API server of a cluster whose token a request carries.
 
     Its answer is kept for 60 seconds, though never past the `exp` of a JWT; that a token is not known, for 5 seconds.
     One review a token is under way at a time. Tokens with scopes but without `user:full`, and service accounts unless
     they are allowed, become identities with a restriction.
 
+    The review `users-self` needs no right of the service's own, but it cannot see a token's scopes: one without
+    `user:full` that may read its user (`user:info` is enough) becomes an identity without a restriction, and could
+    mint. It knows no audiences either, gives every caller the groups `system:authenticated` and
+    `system:authenticated:oauth`, and exists on OpenShift only.
+
     Args:
         api_url: where the API server is: `https://kubernetes.default.svc`.
+        review: `tokenreview` asks with the service's own credential (TokenReview v1); `users-self` asks with the
+            caller's token for its own user (`GET /apis/user.openshift.io/v1/users/~`).
         token_file: holds the service's own credential, which must be allowed to create tokenreviews; it is read again
-            every 60 seconds, and at once when it is refused. None sends none.
+            every 60 seconds, and at once when it is refused. None sends none, nor does `users-self`.
         transport: how the API server is reached; default: `cluster_transport()`. No connection is kept between two
             reviews, so that it does not matter in which event loop they are.
-        audiences: of which a JWT must name one; other tokens name none. Empty: those of the API server itself.
+        audiences: of which a JWT must name one; other tokens name none. Empty, and with `users-self`: those of the
+            API server itself.
         timeout: seconds for everything that one review takes.
         allow_service_accounts: whether service accounts may mint as users may.
         maximum_cached: how many answers are kept.
@@ -53,13 +63,14 @@ class OpenShiftProvider:
         wall_clock: seconds since the epoch, which `exp` is compared to.
 
     Raises:
-        ValueError: the `api_url` is not one of http or https.
+        ValueError: the `api_url` is not one of http or https, or there is no such review.
     """
 
     def __init__(
         self,
         *,
         api_url: str,
+        review: Literal["tokenreview", "users-self"] = "tokenreview",
         token_file: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         audiences: tuple[str, ...] = (),
@@ -69,9 +80,15 @@ class OpenShiftProvider:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        own_credential = None if token_file is None else CredentialFile(token_file, clock)
-        self._api_server = APIServer(api_url, own_credential, transport or cluster_transport(), timeout)
-        self._audiences = audiences
+        if review not in ("tokenreview", "users-self"):
+            raise ValueError(f"a review is tokenreview or users-self, not {review}")
+        self._api_server = APIServer(api_url, transport or cluster_transport(), timeout)
+        self._reviews: TokenReviews | UsersSelf = UsersSelf(self._api_server)
+        self._audiences: tuple[str, ...] = ()
+        if review == "tokenreview":
+            own_credential = None if token_file is None else CredentialFile(token_file, clock)
+            self._reviews = TokenReviews(self._api_server, own_credential)
+            self._audiences = audiences
         self._allow_service_accounts = allow_service_accounts
         self._wall_clock = wall_clock
         self._key = secrets.token_bytes(32)
@@ -86,7 +103,7 @@ class OpenShiftProvider:
         Raises:
             InvalidRequest: a header is repeated.
             InvalidCredentials: `malformed`, or `unknown` to the cluster.
-            AuthUnavailable: the API server cannot be reached, is slow, refuses us, or answers what is no TokenReview.
+            AuthUnavailable: the API server cannot be reached, is slow, refuses us, or answers what is no review.
         """
         token = credential(scope)
         if token is None:
@@ -106,7 +123,7 @@ class OpenShiftProvider:
         await self._api_server.aclose()
 
     async def _ask(self, token: str, audiences: tuple[str, ...]) -> Loaded[Identity | None]:
-        status = await self._api_server.review(token, audiences)
+        status = await self._reviews.review(token, audiences)
         meant_for_us = not audiences or not set(audiences).isdisjoint(status.audiences or ())
         if not status.authenticated or status.user is None or not meant_for_us:
             return Loaded(None, _REFUSED_SECONDS)

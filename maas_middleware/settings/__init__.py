@@ -17,6 +17,7 @@ from .sections import (
 )
 from .tiers import LimitsSettings, TierSettings
 from .tokens import TokenSettings
+from .warnings import warnings_of
 from .watching import WatchedTiers
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "models_of",
     "tiers_of",
     "validated",
+    "warnings_of",
 ]

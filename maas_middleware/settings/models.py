@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 from msgspec import Struct
 
 from ..catalogue import RESERVED_SEGMENTS, Model
 from .loading import read_secret
-from .notation import Name, Upstream
+from .notation import Name, NotNegative, Positive, Upstream
 from .reader import Reader
 
 
@@ -19,20 +19,26 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     Attributes:
         id: what requests name.
         name: what people read; default: the id.
+        aliases: other names by which requests may call it.
         tiers: the names of the tiers that may use it, or `all`; nobody where it is left out.
         upstreams: at most one base URL, such as `http://host:8000`; none in a mounted app.
         upstream_model: the name that the server knows it by; default: the id.
         path: the prefix below which requests need not name it; default: `/<id>`.
         api_key_file: holds the credential that its server wants.
+        context_length: how many tokens prompt and output may have together; None where it is not known.
+        audio_tokens_per_second: what a second of audio is charged where its server reports seconds instead of tokens.
     """
 
     id: Name
     name: Name | None = None
+    aliases: tuple[Name, ...] = ()
     tiers: tuple[str, ...] | Literal["all"] = ()
     upstreams: tuple[Upstream, ...] = ()
     upstream_model: Name | None = None
     path: str | None = None
     api_key_file: str | None = None
+    context_length: Positive | None = None
+    audio_tokens_per_second: NotNegative = 10
 
 
 def models_from(
@@ -42,7 +48,7 @@ def models_from(
     if models is None:
         return None
     places = [f"{reader.place('models')}[{index}]" for index in range(len(models))]
-    reader.unique((f"{place}.id", entry.id) for place, entry in zip(places, models, strict=True))
+    reader.unique(_ids_and_aliases(reader, places, models))
     for place, entry in zip(places, models, strict=True):
         _check(reader, place, entry, tiers)
     made = tuple(_model(reader, place, entry) for place, entry in zip(places, models, strict=True))
@@ -51,6 +57,15 @@ def models_from(
         paths.setdefault(model.id, (f"{place}.path", model.path))
     reader.unique(paths.values())
     return made
+
+
+def _ids_and_aliases(
+    reader: Reader, places: Sequence[str], models: Sequence[ModelSettings]
+) -> Iterator[tuple[str, str]]:
+    yield from ((f"{place}.id", entry.id) for place, entry in zip(places, models, strict=True))
+    for place, entry in zip(places, models, strict=True):
+        if reader.is_sound(f"{place}.aliases"):  # else they are not where they were written
+            yield from ((f"{place}.aliases[{index}]", alias) for index, alias in enumerate(entry.aliases))
 
 
 def _check(reader: Reader, place: str, entry: ModelSettings, tiers: Collection[str] | None) -> None:
@@ -84,9 +99,12 @@ def _model(reader: Reader, place: str, entry: ModelSettings) -> Model:
     return Model(
         id=entry.id,
         name=entry.name or entry.id,
+        aliases=tuple(entry.aliases),
         upstream_model=entry.upstream_model or entry.id,
         path=_path(entry),
         tiers=None if entry.tiers == "all" else frozenset(entry.tiers),
         upstreams=tuple(entry.upstreams),
         api_key=api_key,
+        context_length=entry.context_length,
+        audio_tokens_per_second=entry.audio_tokens_per_second,
     )

@@ -6,7 +6,7 @@ import math
 import re
 import ssl
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -88,6 +88,21 @@ def _positive(number: int) -> int:
     return number
 
 
+def _not_negative(number: int) -> int:
+    if number < 0:
+        raise ValueError("has to be 0 or more")
+    return number
+
+
+def _peer(text: str) -> str:
+    try:
+        if text != "*":
+            ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"has to be an IP address, a network such as 10.0.0.0/8, or *: {error}") from None
+    return text
+
+
 def _limits(text: str) -> str:
     parse_limits(text)
     return text
@@ -122,6 +137,8 @@ RoutePath = Annotated[str, _checked(_path)]
 Seconds = Annotated[float, _checked(_seconds)]
 WholeSeconds = Annotated[float, _checked(_whole_seconds)]
 Positive = Annotated[int, _checked(_positive)]
+NotNegative = Annotated[int, _checked(_not_negative)]
+Peer = Annotated[str, _checked(_peer)]
 LimitText = Annotated[str, _checked(_limits)]
 MemoryUrl = Annotated[str, _checked(_memory)]
 File = Annotated[str, _checked(_file)]

@@ -19,7 +19,7 @@ from ..tiers import Tier
 from ..tokens import LifetimePolicy
 from .loading import Given, Layer, existing, read_secret, unknown_variables
 from .models import ModelSettings, models_from
-from .notation import CAFile, File, MemoryUrl, Name, Positive, RoutePath, Seconds, Url
+from .notation import CAFile, File, MemoryUrl, Name, Peer, Positive, RoutePath, Seconds, Url
 from .reader import Reader
 from .schema import leaves, schema_of
 from .tiers import LimitsSettings, Tiers, tiers_from
@@ -38,6 +38,8 @@ class OpenShiftSettings(Struct, frozen=True, kw_only=True):
         token_file: the service's own credential. Default: the pod's, where there is one.
         audiences: what tokens that are JWTs have to be made for.
         timeout: seconds that an answer may take.
+        review: how logins are checked: by `tokenreview`, for which the service needs the right to review tokens, or
+            `users-self`, by asking with the login itself who it is; then nobody can see whether its scopes are narrow.
         allow_service_accounts: whether ServiceAccounts may mint tokens: each of them is a quota of its own.
     """
 
@@ -46,6 +48,7 @@ class OpenShiftSettings(Struct, frozen=True, kw_only=True):
     token_file: File | None = field(default_factory=lambda: existing(f"{_SERVICE_ACCOUNT}/token"))
     audiences: tuple[Name, ...] = ()
     timeout: Seconds = 3.0
+    review: Literal["tokenreview", "users-self"] = "tokenreview"
     allow_service_accounts: bool = False
 
 
@@ -85,6 +88,8 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
         tiers_file: holds the list of tiers, or `tiers: [...]`.
         tier_limits: by the name of a tier, for tiers that carry no limits themselves.
         models: None leaves it to the inner app which models there are.
+        ietf_rate_limit_headers: whether answers carry `ratelimit-policy` and `ratelimit` beside `x-ratelimit-*`.
+        trusted_proxies: addresses and networks whose `x-forwarded-*` count; `*` stands for everybody's.
         inner_api_key_file: holds what the inner app's own `--api-key` wants.
     """
 
@@ -99,7 +104,9 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
     tier_limits: Mapping[str, LimitsSettings] = field(default_factory=dict)
     tiers: Tiers | None = None
     models: Sequence[ModelSettings] | None = None
+    ietf_rate_limit_headers: bool = False
     proxy: ProxySettings = ProxySettings()
+    trusted_proxies: tuple[Peer, ...] = ()
     inner_api_key_file: str | None = None
 
     @property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, field
 
 from ..limiting import parse_limits
-from ..tiers import Tier
-from .notation import LimitText, Name
+from ..tiers import Feature, Tier
+from .notation import LimitText, Name, Positive
 from .reader import Reader
 from .schema import schema_of
 
@@ -22,7 +22,13 @@ class LimitsSettings(Struct, frozen=True, kw_only=True):
 
 
 class TierSettings(Struct, frozen=True, kw_only=True):
-    """A tier as the reference writes it, with its limits."""
+    """A tier as the reference writes it, with what it may do.
+
+    Attributes:
+        limits: on requests and on tokens, per user.
+        max_tokens_per_request: the most tokens that one request may have generated; None is no cap.
+        features: what its requests may use: names, or `all`.
+    """
 
     name: Name
     display_name: str = field(default="", name="displayName")
@@ -30,6 +36,8 @@ class TierSettings(Struct, frozen=True, kw_only=True):
     level: int = 0
     groups: tuple[str, ...] = ()
     limits: LimitsSettings = LimitsSettings()
+    max_tokens_per_request: Positive | None = None
+    features: tuple[Feature, ...] | Literal["all"] = "all"
 
 
 def _some(tiers: Sequence[TierSettings]) -> Sequence[TierSettings]:
@@ -69,11 +77,7 @@ def tiers_from(
     tier_limits: Mapping[str, LimitsSettings],
 ) -> tuple[Tier, ...] | None:
     """The tiers to be used, in the order of the configuration; None where they cannot be known."""
-    place, entries = reader.place("tiers"), _GUIDE_TIERS if tiers is None else tiers
-    if tiers_file is not None and tiers is not None:
-        reader.refuse(reader.place("tiers_file"), f"cannot be set together with {place}")
-    elif tiers_file is not None:
-        place, entries = _in_file(reader, tiers_file)
+    place, entries = entries_from(reader, tiers, tiers_file)
     if reader.has_refused(place) or reader.has_refused(reader.place("tiers_file")):
         return None
     reader.unique((f"{place}[{index}].name", entry.name) for index, entry in enumerate(entries))
@@ -81,6 +85,18 @@ def tiers_from(
         if name not in {entry.name for entry in entries}:
             reader.refuse(f"{reader.place('tier_limits')}.{name}", f"there is no tier {name}")
     return tuple(_tier(reader, f"{place}[{index}]", entry, tier_limits) for index, entry in enumerate(entries))
+
+
+def entries_from(
+    reader: Reader, tiers: Sequence[TierSettings] | None, tiers_file: str | None
+) -> tuple[str, Sequence[TierSettings]]:
+    """The tiers as they are written, and the place of that list."""
+    place, entries = reader.place("tiers"), _GUIDE_TIERS if tiers is None else tiers
+    if tiers_file is not None and tiers is not None:
+        reader.refuse(reader.place("tiers_file"), f"cannot be set together with {place}")
+    elif tiers_file is not None:
+        return _in_file(reader, tiers_file)
+    return place, entries
 
 
 def _in_file(reader: Reader, path: str) -> tuple[str, Sequence[TierSettings]]:
@@ -122,4 +138,6 @@ def _tier(reader: Reader, place: str, entry: TierSettings, tier_limits: Mapping[
         groups=entry.groups,
         requests=parse_limits(texts["requests"] or "unlimited"),
         tokens=parse_limits(texts["tokens"] or "unlimited"),
+        max_tokens_per_request=entry.max_tokens_per_request,
+        features=None if entry.features == "all" else frozenset(entry.features),
     )

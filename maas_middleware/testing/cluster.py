@@ -1,4 +1,4 @@
-"""A cluster's API server that answers TokenReviews as a real one does, for tests and demonstrations."""
+"""A cluster's API server that vouches for tokens as a real one does, for tests and demonstrations."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 API_AUDIENCE = "https://kubernetes.default.svc"
 REVIEWS_PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
+OWN_USER_PATH = "/apis/user.openshift.io/v1/users/~"
+_SCOPES = "scopes.authorization.openshift.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,11 @@ class _TokenReview(msgspec.Struct):
 
 
 class StandInCluster:
-    """An ASGI app with one route, `POST /apis/authentication.k8s.io/v1/tokenreviews`.
+    """An ASGI app with two routes: TokenReview v1, and a token's own user.
+
+    These are `POST /apis/authentication.k8s.io/v1/tokenreviews` and `GET /apis/user.openshift.io/v1/users/~`. The
+    latter leaves `system:authenticated` out of the groups, as OpenShift does, and is forbidden to tokens whose scopes
+    have neither `user:info` nor `user:full` among them.
 
     A token with two dots is taken for a JWT: its audiences are its `aud`, and it is accepted until its `exp`. Other
     tokens have the audience of the API server. Signatures are not looked at: a token is known or it is not.
@@ -69,11 +75,13 @@ class StandInCluster:
         users: by token. May be changed at any time.
         reviewer_token: the credential of whoever may review tokens; tokens of users are refused with 403, all others
             with 401. None lets everybody review.
+        has_users_api: whether there are users to read at all, as on OpenShift; else 404. May be changed at any time.
         clock: seconds since the epoch, which an `exp` is compared to.
 
     Attributes:
         reviews: every request for a review, in order.
-        failure: the app that answers instead of a review, where it is set, such as `JSONResponse({}, 500)`.
+        own_user_reads: the bearer token of every request for its own user, in order; None where there was none.
+        failure: the app that answers instead of both, where it is set, such as `JSONResponse({}, 500)`.
         gate: an event that every answer waits for, where it is set.
     """
 
@@ -82,11 +90,14 @@ class StandInCluster:
         users: Mapping[str, ClusterUser],
         *,
         reviewer_token: str | None = None,
+        has_users_api: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.users = dict(users)
         self.reviewer_token = reviewer_token
+        self.has_users_api = has_users_api
         self.reviews: list[Review] = []
+        self.own_user_reads: list[str | None] = []
         self.failure: ASGIApp | None = None
         self.gate: anyio.Event | None = None
         self._clock = clock
@@ -98,17 +109,43 @@ class StandInCluster:
             await response(scope, receive, send)
 
     async def _respond(self, request: Request, body: bytes) -> ASGIApp:
-        if request.url.path != REVIEWS_PATH:
-            return _failure(404, "NotFound", "the server could not find the requested resource")
-        if request.method != "POST":
+        method = {REVIEWS_PATH: "POST", OWN_USER_PATH: "GET"}.get(request.url.path)
+        if method is None:
+            return _not_found()
+        if request.method != method:
             return _failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        reviewer = bearer if scheme.lower() == "bearer" else None
-        response, review = self._review(reviewer, body)
-        self.reviews.append(review)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        bearer = token if scheme.lower() == "bearer" else None
+        if method == "GET":
+            response = self._own_user(bearer)
+            self.own_user_reads.append(bearer)
+        else:
+            response, review = self._review(bearer, body)
+            self.reviews.append(review)
         if self.gate is not None:
             await self.gate.wait()
         return self.failure or response
+
+    def _own_user(self, bearer: str | None) -> Response:
+        if bearer is None:
+            return _forbidden("get", "users", "user.openshift.io", "system:anonymous", name="~")
+        if "authenticated" not in self._status(bearer, (API_AUDIENCE,)):
+            return _failure(401, "Unauthorized", "Unauthorized")
+        if not self.has_users_api:
+            return _not_found()
+        user = self.users[bearer]
+        scopes = user.extra.get(_SCOPES)
+        if scopes is not None and {"user:info", "user:full"}.isdisjoint(scopes):
+            why = f": scopes [{' '.join(scopes)}] prevent this action"
+            return _forbidden("get", "users", "user.openshift.io", user.name, name="~", why=why)
+        metadata = {"name": user.name} | ({} if user.uid is None else {"uid": user.uid})
+        answer = {
+            "kind": "User",
+            "apiVersion": "user.openshift.io/v1",
+            "metadata": metadata | {"creationTimestamp": None},
+            "groups": sorted({*user.groups} - {"system:authenticated"}),
+        }
+        return JSONResponse(answer)
 
     def _review(self, reviewer: str | None, body: bytes) -> tuple[Response, Review]:
         if (refusal := self._refusal(reviewer)) is not None:
@@ -137,12 +174,7 @@ class StandInCluster:
         if reviewer is not None and reviewer not in self.users:
             return _failure(401, "Unauthorized", "Unauthorized")
         name = "system:anonymous" if reviewer is None else self.users[reviewer].name
-        message = (
-            f'tokenreviews.authentication.k8s.io is forbidden: User "{name}" cannot create resource "tokenreviews" '
-            'in API group "authentication.k8s.io" at the cluster scope'
-        )
-        details = {"group": "authentication.k8s.io", "kind": "tokenreviews"}
-        return _failure(403, "Forbidden", message, details)
+        return _forbidden("create", "tokenreviews", "authentication.k8s.io", name)
 
     def _status(self, token: str, wanted: tuple[str, ...]) -> dict[str, Any]:
         claims = _claims(token)
@@ -188,6 +220,19 @@ def _quoted(audiences: tuple[str, ...]) -> str:
 
 def _not_authenticated(error: str) -> dict[str, Any]:
     return {"user": {}, "error": error}
+
+
+def _not_found() -> Response:
+    return _failure(404, "NotFound", "the server could not find the requested resource")
+
+
+def _forbidden(verb: str, resource: str, group: str, user: str, *, name: str | None = None, why: str = "") -> Response:
+    named, details = ("", {}) if name is None else (f' "{name}"', {"name": name})
+    message = (
+        f'{resource}.{group}{named} is forbidden: User "{user}" cannot {verb} resource "{resource}" '
+        f'in API group "{group}" at the cluster scope{why}'
+    )
+    return _failure(403, "Forbidden", message, {**details, "group": group, "kind": resource})
 
 
 def _failure(status: int, reason: str, message: str, details: dict[str, Any] | None = None) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,16 +10,24 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import anyio
-import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._completion import Answer, Chat, Text
+from ._answers import Call, RefusedError, Stream, Whole
+from ._dialects import QUESTIONS, read
+from ._responses import stored
+from ._words import MAXIMUM_MODEL_LENGTH
 
-_METHODS = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
-
-_encode = msgspec.json.Encoder().encode
+_METHODS = {
+    **dict.fromkeys(QUESTIONS, "POST"),
+    "/v1/models": "GET",
+    "/health": "GET",
+    "/v1/responses/{id}": "GET",
+    "/v1/responses/{id}/cancel": "POST",
+    "/v1/load_lora_adapter": "POST",
+}
+_STORED = re.compile(r"/v1/responses/(?P<id>[^/]+)")
 
 
 @dataclass(slots=True)
@@ -40,9 +49,17 @@ class SeenRequest:
 
 
 class SimulatedModel:
-    """An ASGI app with `/v1/chat/completions`, `/v1/completions`, `/v1/models` and `/health`.
+    """An ASGI app that speaks the dialects of OpenAI, Anthropic and vLLM itself, with one model that can do everything.
 
-    Its answers quote the question. A word is a token, and an answer has at most 30.
+    - `POST /v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/messages`, `/v1/audio/transcriptions`,
+      `/v1/audio/translations`: whole or streamed
+    - `POST /v1/embeddings`, `/rerank`, `/score`, `/classify`, `/pooling` (some below `/v1` and `/v2`, too),
+      `/v1/audio/speech`, `/v1/images/generations`, `/v1/messages/count_tokens`, `/tokenize`, `/detokenize`
+    - `GET /v1/models`, `/health`
+    - what no user should reach: `POST /v1/load_lora_adapter`, `GET /v1/responses/{id}` and
+      `POST /v1/responses/{id}/cancel`, which answer for every id
+
+    Its answers quote the question. A word is a token, and an answer has at most 30. A second of audio has 16,000 bytes.
 
     Args:
         model: the id of the one model it serves.
@@ -72,76 +89,83 @@ class SimulatedModel:
         seen = SeenRequest(request.method, scope["path"], request.headers.raw, await request.body())
         self.requests.append(seen)
         try:
-            if await self._respond(request, seen.body, send):
+            if await self._respond(request, send):
                 seen.outcome = "finished"
         finally:
             seen.outcome = seen.outcome or "cancelled"
             seen.done.set()
 
-    async def _respond(self, request: Request, body: bytes, send: Send) -> bool:
-        app = self.failure or self._route(request) or self._judge(request, body)
-        if isinstance(app, Answer):
+    async def _respond(self, request: Request, send: Send) -> bool:
+        call = Call(self.model, request.headers.get("x-request-id", str(len(self.requests))), int(self._clock()))
+        app = self.failure or self._route(request, call) or await self._ask(request, call)
+        if isinstance(app, Whole | Stream):
             return await self._generate(app, request, send)
         await app(request.scope, request.receive, send)
         return True
 
-    def _route(self, request: Request) -> Response | None:
+    def _route(self, request: Request, call: Call) -> Response | None:
         path = _route_path(request.scope)
-        method = _METHODS.get(path)
+        route = _STORED.sub("/v1/responses/{id}", path)
+        method = _METHODS.get(route)
         if method is None:
             return JSONResponse({"detail": "Not Found"}, 404)
         if request.method != method:
             return JSONResponse({"detail": "Method Not Allowed"}, 405, {"allow": method})
-        if path == "/health":
+        return None if route in QUESTIONS else self._look_up(route, path, call)
+
+    def _look_up(self, route: str, path: str, call: Call) -> Response:
+        if route == "/health":
             return Response()
-        if path == "/v1/models":
-            card = {"id": self.model, "object": "model", "created": int(self._clock()), "owned_by": "vllm"}
-            return JSONResponse({"object": "list", "data": [{**card, "root": self.model, "max_model_len": 8192}]})
-        return None
+        if route == "/v1/models":
+            card = {"id": self.model, "object": "model", "created": call.created, "owned_by": "vllm"}
+            card |= {"root": self.model, "max_model_len": MAXIMUM_MODEL_LENGTH}
+            return JSONResponse({"object": "list", "data": [card]})
+        if match := _STORED.match(path):
+            return stored(call, match["id"], "cancelled" if route.endswith("/cancel") else "completed")
+        return PlainTextResponse("Success")
 
-    def _judge(self, request: Request, body: bytes) -> Answer | Response:
-        kind: type[Chat | Text] = Chat if _route_path(request.scope) == "/v1/chat/completions" else Text
+    async def _ask(self, request: Request, call: Call) -> Whole | Stream | Response:
+        path = _route_path(request.scope)
         try:
-            asked = msgspec.json.decode(body, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return _refusal(400, "BadRequestError", str(error))
-        if asked.model not in (None, self.model):
-            return _refusal(404, "NotFoundError", f"The model `{asked.model}` does not exist.", "model")
-        if asked.stream_options is not None and not asked.stream:
-            message = "Stream options can only be defined when `stream=True`."
-            return _refusal(400, "BadRequestError", message, "stream_options")
-        request_id = request.headers.get("x-request-id", str(len(self.requests)))
-        return Answer(asked, self.model, request_id, int(self._clock()))
+            question = await read(request, QUESTIONS[path])
+            if question.model not in (None, self.model):
+                message = f"The model `{question.model}` does not exist."
+                raise RefusedError(message, status=404, param="model")
+            return question.answer(call)
+        except RefusedError as refusal:
+            return refusal.response(is_anthropic=path.startswith("/v1/messages"))
 
-    async def _generate(self, answer: Answer, request: Request, send: Send) -> bool:
+    async def _generate(self, answer: Whole | Stream, request: Request, send: Send) -> bool:
         finished = False
         async with anyio.create_task_group() as group:
             group.start_soon(_watch, request.receive, group.cancel_scope)
             with suppress(OSError):  # how servers of ASGI 2.4 tell that the client left
-                await (self._stream(answer, send) if answer.asked.stream else self._send(answer, request, send))
+                await (self._stream(answer, send) if isinstance(answer, Stream) else self._send(answer, request, send))
                 finished = True
             group.cancel_scope.cancel()
         return finished
 
-    async def _send(self, answer: Answer, request: Request, send: Send) -> None:
-        for position in range(len(answer.tokens)):
-            await self._pace(position, gated=True)
-        await JSONResponse(answer.document())(request.scope, request.receive, send)
+    async def _send(self, answer: Whole, request: Request, send: Send) -> None:
+        await self._pace(0, gated=True)
+        for _ in range(1, answer.tokens):
+            await self._pace(1, gated=True)
+        await answer.response(request.scope, request.receive, send)
 
-    async def _stream(self, answer: Answer, send: Send) -> None:
+    async def _stream(self, answer: Stream, send: Send) -> None:
         await self._pace(0, gated=self.hold_after == 0)
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for position, chunk in answer.chunks():
-            await self._pace(position, gated=position >= self.hold_after)
-            await send(_event(_encode(chunk)))
-        await send(_event(b"[DONE]"))
+        produced = 0
+        for position, event in answer.events:
+            await self._pace(position - produced, gated=position >= self.hold_after)
+            produced = position
+            await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body"})
 
-    async def _pace(self, position: int, *, gated: bool) -> None:
+    async def _pace(self, tokens: int, *, gated: bool) -> None:
         if gated and self.gate is not None:
             await self.gate.wait()
-        if position > 0:
+        if tokens > 0:
             await anyio.sleep(self.delay)
 
 
@@ -155,11 +179,3 @@ async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
-
-
-def _event(data: bytes) -> Message:
-    return {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True}
-
-
-def _refusal(status: int, kind: str, message: str, param: str | None = None) -> Response:
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": status}}, status)

@@ -55,3 +55,29 @@ async def test_what_is_not_for_the_caller_is_refused(token: str, model: str, ref
         answer = await client.post("/v1/completions", headers=bearer(token), json={"model": model, "prompt": "Hi"})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == refusal
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        pytest.param({"max_tokens": 101}, (400, "max_tokens_exceeded"), id="too many tokens"),
+        pytest.param({"stream": True}, (403, "feature_not_available"), id="a stream"),
+    ],
+)
+async def test_what_the_tier_lacks_is_refused(asked: dict[str, object], refusal: tuple[int, str]) -> None:
+    async with running("tiers") as client:
+        body = {"model": "mini", "prompt": "Hi", **asked}
+        free = await client.post("/v1/completions", headers=bearer("bob-token"), json=body)
+        premium = await client.post("/v1/completions", headers=bearer("alice-token"), json=body)
+
+    assert (free.status_code, free.json()["error"]["code"]) == refusal
+    assert premium.json()["model"] == "small"
+
+
+async def test_groups_can_be_looked_up() -> None:
+    async with running("tiers") as client:
+        found = await client.post(
+            "/v1/tiers/lookup", headers=bearer("bob-token"), json={"groups": ["everyone", "researchers"]}
+        )
+
+    assert found.json()["tier"] == "premium"

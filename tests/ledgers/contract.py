@@ -76,8 +76,8 @@ class LedgerContract:
 
         assert verdict == Verdict(
             lease=Lease("one", alice, 30, int(clock() * 1000)),
-            requests=Budget(Limit(5, 60), 4, 61_000),
-            tokens=Budget(Limit(100, 60), 70, 61_000),
+            requests=Budget(Limit(5, 60), 4, 61_000, 61_000),
+            tokens=Budget(Limit(100, 60), 70, 61_000, 1000),
         )
 
     async def test_requests_pass_up_to_their_limit(self, ledger: Ledger) -> None:
@@ -154,8 +154,8 @@ class LedgerContract:
 
         verdict = await ledger.admit(alice, Demand("first", 30))
 
-        assert verdict.requests == Budget(Limit(2, 60), 1, 61_000)
-        assert verdict.tokens == Budget(Limit(40, 60), 10, 61_000)
+        assert verdict.requests == Budget(Limit(2, 60), 1, 61_000, 61_000)
+        assert verdict.tokens == Budget(Limit(40, 60), 10, 61_000, 1000)
         assert await counted(ledger) == (1, 30)
 
     async def test_without_limits_everything_passes(self, ledger: Ledger) -> None:
@@ -175,6 +175,49 @@ class LedgerContract:
         assert verdict.lease is not None
         assert (verdict.lease.subject, verdict.lease.tokens) == (bob, 100)
         assert await counted(ledger, "openshift/alice") == (1, 100)
+
+    # demands of no tokens
+
+    @pytest.mark.parametrize("settled", [pytest.param(100, id="all-used"), pytest.param(150, id="overrun")])
+    async def test_demand_of_no_tokens_needs_none_to_be_left(self, settled: int, ledger: Ledger) -> None:
+        alice = subject("5/minute", "100/minute")
+        await spend(ledger, alice, "first", settled)
+
+        verdict = await ledger.admit(alice, Demand("second", 0))
+
+        assert verdict.lease is not None
+        assert (verdict.lease.tokens, verdict.refused_by, verdict.retry_after_ms) == (0, None, 0)
+        assert await counted(ledger) == (2, settled)
+
+    async def test_demand_of_no_tokens_passes_while_calls_in_flight_hold_them_all(self, ledger: Ledger) -> None:
+        alice = subject("5/minute", "100/minute")
+        await admitted(ledger, alice, "in flight", 100)
+
+        lease = await admitted(ledger, alice, "second", 0)
+
+        assert lease.tokens == 0
+        assert await counted(ledger) == (2, 100)
+
+    @pytest.mark.parametrize(
+        "tokens",
+        [pytest.param("9/minute", id="tokens-are-left"), pytest.param("1/day", id="tokens-take-longer")],
+    )
+    async def test_refused_demand_of_no_tokens_is_told_of_requests_alone(self, tokens: str, ledger: Ledger) -> None:
+        alice = subject("1/minute", tokens)
+        await spend(ledger, alice, "first", 1)
+
+        verdict = await ledger.admit(alice, Demand("second", 0))
+
+        assert (verdict.lease, verdict.refused_by, verdict.retry_after_ms) == (None, "requests", 61_000)
+        assert (await counted(ledger))[0] == 1
+
+    async def test_what_a_demand_of_no_tokens_used_after_all_is_charged(self, ledger: Ledger) -> None:
+        alice = subject("5/minute", "100/minute")
+        lease = await admitted(ledger, alice, "one", 0)
+
+        await ledger.settle(lease, Charge(30))
+
+        assert await counted(ledger) == (1, 30)
 
     # leases
 
@@ -388,8 +431,8 @@ class LedgerContract:
         clock.advance(31)
         after = await ledger.peek(alice)
 
-        assert before.tokens == Budget(Limit(100, 60), 0, 31_000)
-        assert after.tokens == Budget(Limit(100, 60), 80, 30_000)
+        assert before.tokens == Budget(Limit(100, 60), 0, 31_000, 31_000)
+        assert after.tokens == Budget(Limit(100, 60), 80, 30_000, 30_000)
 
     async def test_second_settlement_does_nothing(self, ledger: Ledger) -> None:
         lease = await spend(ledger, subject("5/minute", "100/minute"), "one", 30)
@@ -526,13 +569,13 @@ class LedgerContract:
         verdicts = [await ledger.peek(alice) for _ in range(20)]
 
         assert set(verdicts) == {
-            Verdict(None, Budget(Limit(5, 60), 4, 61_000), Budget(Limit(100, 60), 70, 61_000)),
+            Verdict(None, Budget(Limit(5, 60), 4, 61_000, 61_000), Budget(Limit(100, 60), 70, 61_000, 61_000)),
         }
 
     async def test_peek_at_somebody_new_finds_everything_left(self, ledger: Ledger) -> None:
         verdict = await ledger.peek(subject("5/minute", "100/minute"))
 
-        assert verdict == Verdict(None, Budget(Limit(5, 60), 5, 0), Budget(Limit(100, 60), 100, 0))
+        assert verdict == Verdict(None, Budget(Limit(5, 60), 5, 0, 0), Budget(Limit(100, 60), 100, 0, 0))
 
     async def test_peek_tells_that_the_next_request_would_be_refused(self, ledger: Ledger) -> None:
         alice = subject("1/minute", "100/minute")
@@ -543,7 +586,7 @@ class LedgerContract:
 
         assert (verdict.refused_by, verdict.retry_after_ms) == ("requests", 61_000)
         assert verdict == refused
-        assert verdict.refusing == Budget(Limit(1, 60), 0, 61_000)
+        assert verdict.refusing == Budget(Limit(1, 60), 0, 61_000, 61_000)
 
     # when it passes again
 
@@ -645,8 +688,41 @@ class LedgerContract:
 
         verdict = await ledger.peek(alice)
 
-        assert verdict.requests == Budget(Limit(5, 60), 4, 31_000)
-        assert verdict.tokens == Budget(Limit(100, 60), 70, 61_000)
+        assert verdict.requests == Budget(Limit(5, 60), 4, 31_000, 31_000)
+        assert verdict.tokens == Budget(Limit(100, 60), 70, 61_000, 1000)
+
+    async def test_more_is_free_when_the_oldest_use_leaves(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject("5/7 second", "100/7 second")
+        await spend(ledger, alice, "one", 30)
+        advance_ms(clock, 1234)
+        await spend(ledger, alice, "two", 20)
+        await admitted(ledger, alice, "in flight", 10)
+        verdict = await ledger.peek(alice)
+        assert verdict.requests is not None
+        assert verdict.tokens is not None
+
+        advance_ms(clock, verdict.tokens.more_ms - 1)
+        before = await remaining(ledger, alice)
+        advance_ms(clock, 1)
+
+        assert verdict.requests.more_ms == verdict.tokens.more_ms < verdict.requests.reset_ms
+        assert before == (2, 40)
+        assert await remaining(ledger, alice) == (3, 70)
+
+    async def test_more_may_be_free_in_a_second_where_only_calls_in_flight_hold_any(
+        self, ledger: Ledger, clock: FakeClock
+    ) -> None:
+        alice = subject(tokens="100/minute")
+        await admitted(ledger, alice, "in flight", 30)
+        in_flight = await ledger.peek(alice)
+        await admitted(ledger, alice, "needs none", 0)
+        await ledger.settle(Lease("late", alice, 0, 0), Charge(5))
+        clock.advance(50)
+
+        settled = await ledger.peek(alice)
+
+        assert in_flight.tokens == Budget(Limit(100, 60), 70, 61_000, 1000)
+        assert settled.tokens == Budget(Limit(100, 60), 65, 61_000, 11_000)
 
     async def test_reset_is_0_where_all_was_given_back(self, ledger: Ledger) -> None:
         alice = subject("5/minute", "100/minute")
@@ -666,8 +742,8 @@ class LedgerContract:
         clock.advance(61)
         last = await ledger.peek(alice)
 
-        assert first.requests == Budget(Limit(3, 60), 2, 61_000)
-        assert first.tokens == Budget(Limit(100, 60), 100, 0)
+        assert first.requests == Budget(Limit(3, 60), 2, 61_000, 61_000)
+        assert first.tokens == Budget(Limit(100, 60), 100, 0, 0)
         assert (last.requests and last.requests.limit, last.requests and last.requests.remaining) == (
             Limit(4, 86_400),
             1,
@@ -680,8 +756,8 @@ class LedgerContract:
 
         verdict = await ledger.peek(alice)
 
-        assert verdict.requests == Budget(Limit(1, 86_400), 0, 87_840_000)
-        assert verdict.tokens == Budget(Limit(10, 86_400), 0, 87_840_000)
+        assert verdict.requests == Budget(Limit(1, 86_400), 0, 87_840_000, 87_840_000)
+        assert verdict.tokens == Budget(Limit(10, 86_400), 0, 87_840_000, 87_840_000)
 
     # limits that change
 
@@ -736,7 +812,7 @@ class LedgerContract:
         clock.advance(30)
 
         assert await ledger.peek(alice) == Verdict(
-            None, Budget(Limit(5, 60), 4, 31_000), Budget(Limit(100, 60), 70, 31_000)
+            None, Budget(Limit(5, 60), 4, 31_000, 31_000), Budget(Limit(100, 60), 70, 31_000, 31_000)
         )
 
     async def test_tokens_in_flight_count_against_limits_that_came_later(self, ledger: Ledger) -> None:

@@ -89,13 +89,13 @@ class Reference:
     def room(self, key: str, kind: Kind, limits: tuple[Limit, ...]) -> int | None:
         return min([self._left(key, kind, limit, self.now_ms) for limit in limits], default=None)
 
-    def verdict(self, subject: Subject, lease: Lease | None) -> Verdict:
+    def verdict(self, subject: Subject, lease: Lease | None, needs_tokens: bool = True) -> Verdict:
         budgets = (
             self._budget(subject.key, "requests", subject.requests),
             self._budget(subject.key, "tokens", subject.tokens),
         )
         requests_wait = self._wait_ms(subject.key, "requests", subject.requests)
-        tokens_wait = self._wait_ms(subject.key, "tokens", subject.tokens)
+        tokens_wait = self._wait_ms(subject.key, "tokens", subject.tokens) if needs_tokens else 0
         if lease is not None or not (requests_wait or tokens_wait):
             return Verdict(lease, *budgets)
         kind: Kind = "tokens" if tokens_wait > requests_wait else "requests"
@@ -109,7 +109,12 @@ class Reference:
 
     def _budget(self, key: str, kind: Kind, limits: tuple[Limit, ...]) -> Budget | None:
         budgets = [
-            Budget(limit, max(0, self._left(key, kind, limit, self.now_ms)), self._reset_ms(key, kind, limit.seconds))
+            Budget(
+                limit,
+                max(0, self._left(key, kind, limit, self.now_ms)),
+                self._reset_ms(key, kind, limit.seconds),
+                self._more_ms(key, kind, limit.seconds),
+            )
             for limit in limits
         ]
         return min(budgets, key=lambda budget: (budget.remaining, -budget.reset_ms), default=None)
@@ -118,6 +123,11 @@ class Reference:
         in_flight = Use(key, kind, seconds, self.held(key, kind), self.now_ms)
         uses = [use for use in (*self._of(key, kind, seconds), in_flight) if use.amount]
         return max([0, *(use.leaves_ms - self.now_ms for use in uses)])
+
+    def _more_ms(self, key: str, kind: Kind, seconds: int) -> int:
+        leaving = [use.leaves_ms for use in self._of(key, kind, seconds) if use.amount and use.leaves_ms > self.now_ms]
+        in_flight_ms = 1000 if self.held(key, kind) else 0
+        return min(leaving) - self.now_ms if leaving else in_flight_ms
 
     def _wait_ms(self, key: str, kind: Kind, limits: tuple[Limit, ...]) -> int:
         return max([self._passes_ms(key, kind, limit) - self.now_ms for limit in limits], default=0)
@@ -164,16 +174,16 @@ class LedgerMachine(RuleBasedStateMachine):
         subject = Subject(key, *tier)
         requests = self.reference.room(key, "requests", subject.requests)
         left = self.reference.room(key, "tokens", subject.tokens)
-        passes = (requests is None or requests >= 1) and (left is None or left >= 1)
+        passes = (requests is None or requests >= 1) and (left is None or left >= 1 or tokens == 0)
         self.admitted += 1
 
         verdict = self.runner.run(self.ledger.admit(subject, Demand(f"{self.admitted}", tokens)))
 
         assert (verdict.lease is not None) == passes
         if verdict.lease is None:
-            assert verdict == self.reference.verdict(subject, None)
+            assert verdict == self.reference.verdict(subject, None, tokens > 0)
             return multiple()
-        leased = tokens if left is None else min(tokens, left)
+        leased = tokens if left is None else max(0, min(tokens, left))
         assert verdict.lease == Lease(f"{self.admitted}", subject, leased, self.reference.now_ms)
         self.reference.charge(key, "requests", subject.requests, 1)
         self.reference.hold(verdict.lease)

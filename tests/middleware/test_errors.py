@@ -12,7 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware.context import get_context
+from maas_middleware.catalogue import CHAT_COMPLETIONS
+from maas_middleware.context import ensure_context, get_context
 from maas_middleware.errors import MaaSError, RateLimitExceeded, UpstreamError, UpstreamTimeout
 from maas_middleware.middleware.errors import ErrorEnvelopeMiddleware
 from maas_middleware.testing.converse import converse, http_scope
@@ -199,6 +200,17 @@ REFUSED = "The model refused the request"
             {"message": REFUSED, "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"},
             id="empty",
         ),
+        pytest.param(
+            400,
+            b'{"type":"error","error":{"type":"BadRequestError","message":"max_tokens: Field required"}}',
+            {
+                "message": "max_tokens: Field required",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "invalid_request",
+            },
+            id="shape-of-anthropic",
+        ),
         pytest.param(500, b"Traceback: http://10.0.0.1:8000 fell over", INTERNAL, id="plain-text-500"),
     ],
 )
@@ -293,6 +305,87 @@ async def test_503_says_when_to_come_back(headers: list[tuple[bytes, bytes]], ex
     assert answer.json()["error"]["code"] == "upstream_unavailable"
 
 
+async def test_overloaded_model_is_503() -> None:
+    overloaded = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+
+    answer = await converse(enveloped(Answering(start(529), last(overloaded))))
+
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "upstream_unavailable")
+    assert answer.header("retry-after") == "2"
+
+
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+
+
+@pytest.mark.parametrize(
+    ("app", "status", "error"),
+    [
+        pytest.param(
+            Answering(start(400), last(b'{"type":"error","error":{"type":"BadRequestError","message":"no"}}')),
+            400,
+            {"type": "invalid_request_error", "message": "no"},
+            id="refusal-of-the-app",
+        ),
+        pytest.param(
+            Answering(start(404), last(b'{"error":{"message":"The model `/m` does not exist","code":404}}')),
+            404,
+            {"type": "not_found_error", "message": "The model does not exist"},
+            id="unknown-model",
+        ),
+        pytest.param(
+            Answering(start(529), last(b"Overloaded")),
+            503,
+            {"type": "overloaded_error", "message": f"The model is not available at the moment (request {FRESH})"},
+            id="overloaded",
+        ),
+        pytest.param(
+            Answering(raises=RateLimitExceeded(details={"limit": "tokens"})),
+            429,
+            {"type": "rate_limit_error", "message": "Rate limit exceeded", "details": {"limit": "tokens"}},
+            id="refusal-of-ours",
+        ),
+        pytest.param(
+            Answering(),
+            500,
+            {"type": "api_error", "message": f"Internal error (request {FRESH})"},
+            id="no-answer",
+        ),
+        pytest.param(
+            identified(Answering()),
+            401,
+            {
+                "type": "authentication_error",
+                "message": "Invalid authentication token",
+                "details": {"reason": "missing"},
+            },
+            id="missing-credential",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens/", f"/org/model{MESSAGES}"])
+async def test_error_on_messages_is_in_the_shape_of_anthropic(
+    app: ASGIApp, status: int, error: dict[str, object], path: str
+) -> None:
+    answer = await converse(enveloped(app), "POST", path)
+
+    assert answer.status == status
+    assert answer.json() == {"type": "error", "error": error, "request_id": FRESH}
+    assert answer.header("content-type") == "application/json"
+    assert answer.header("content-length") == str(len(answer.body))
+    assert (answer.header("request-id"), answer.header("x-request-id")) == (FRESH, FRESH)
+
+
+async def test_id_on_messages_stands_in_the_header_that_anthropic_reads_too() -> None:
+    theirs = [(b"request-id", b"theirs"), (b"x-request-id", b"theirs")]
+    app = enveloped(Answering(start(200, *theirs), last(b"{}")))
+
+    messages = await converse(app, "POST", MESSAGES, headers=[("x-request-id", "mine")])
+    others = await converse(app, "POST", CHAT_COMPLETIONS, headers=[("x-request-id", "mine")])
+
+    assert messages.headers == [("x-request-id", "mine"), ("request-id", "mine")]
+    assert others.headers == [("request-id", "theirs"), ("x-request-id", "mine")]
+
+
 async def test_error_of_fastapi_is_translated() -> None:
     app = FastAPI()
 
@@ -339,6 +432,17 @@ async def test_app_that_refuses_our_credential_is_502_for_a_caller_whose_own_was
 
     assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_error")
     assert [name for name, _ in answer.headers] == ["x-other", "x-request-id", "content-type", "content-length"]
+
+
+async def test_app_that_refuses_the_callers_own_credential_says_how_to_authenticate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begin = start(401, (b"www-authenticate", b"Basic"))
+
+    answer = await converse(enveloped(Answering(begin, last(b'{"error":"Unauthorized"}'))))
+
+    assert (answer.status, answer.header("www-authenticate")) == (401, "Basic")
+    assert lines(caplog) == []
 
 
 async def test_other_errors_of_an_app_are_its_own_for_a_caller_who_is_known() -> None:
@@ -485,6 +589,53 @@ async def test_server_breaks_a_failed_stream_off_behind_the_error_event(http: st
 
     event = broken_event("upstream_timeout", "The model took too long to answer")
     assert b"".join(received) == b"data: 1\n\n" + event
+
+
+def failing_after(events: int, error: Exception) -> ASGIApp:
+    """An app whose stream breaks off after so many events, as far as an inner shell has seen."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(EVENT_STREAM)
+        ensure_context(scope).events = events
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "event"),
+    [
+        pytest.param(
+            MESSAGES,
+            b'event: error\ndata: {"type":"error","error":{"type":"timeout_error",'
+            b'"message":"The model took too long to answer (request 0123456789abcdef)"},'
+            b'"request_id":"0123456789abcdef"}\n\n',
+            id="messages",
+        ),
+        pytest.param(
+            f"/org/model{RESPONSES}",
+            b'event: error\ndata: {"type":"error","code":"upstream_timeout",'
+            b'"message":"The model took too long to answer (request 0123456789abcdef)","param":null,'
+            b'"sequence_number":7}\n\n',
+            id="responses",
+        ),
+        pytest.param(
+            CHAT_COMPLETIONS, broken_event("upstream_timeout", "The model took too long to answer"), id="chat"
+        ),
+    ],
+)
+async def test_event_of_a_broken_stream_is_that_of_its_dialect(path: str, event: bytes) -> None:
+    answer = await converse(enveloped(failing_after(7, UpstreamTimeout())), "POST", path)
+
+    assert answer.chunks == [event]
+    assert not answer.complete
+
+
+async def test_stream_that_an_app_leaves_unended_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    answer = await converse(enveloped(Answering(EVENT_STREAM, piece(b"data: 1\n\n"))))
+
+    assert (answer.chunks, answer.complete, answer.exception) == ([b"data: 1\n\n"], False, None)
+    assert lines(caplog) == []
 
 
 async def test_event_stream_is_known_in_any_case() -> None:

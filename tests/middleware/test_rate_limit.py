@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -19,13 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from maas_middleware._asgi import reject
 from maas_middleware.catalogue import CHAT_COMPLETIONS, Endpoint
 from maas_middleware.context import ensure_context, get_context
+from maas_middleware.dialects import SPEECH
 from maas_middleware.errors import AccessDenied, StoreUnavailable, UpstreamError
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Lease, Ledger, Subject, Verdict, parse_limits
 from maas_middleware.middleware.rate_limit import RateLimitMiddleware
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
-from maas_middleware.requests import InferenceRequest
+from maas_middleware.requests import JSONRequest
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.converse import Conversation, converse
 from maas_middleware.tiers import GroupTierResolver, Tier
@@ -53,9 +55,10 @@ from tests.parts import (
 from tests.servers import serving
 
 ROOMY = Tier("roomy", groups=("free-users",), requests=parse_limits("50/minute"), tokens=parse_limits("100000/minute"))
+CAPPED = replace(ROOMY, max_tokens_per_request=50)
 CHAT = {"model": "simulator", "messages": [{"role": "user", "content": "How are you?"}], "max_tokens": 1000}
 STREAM = {**CHAT, "stream": True}
-PROMPT = InferenceRequest.parse(json.dumps(CHAT).encode()).prompt_tokens
+PROMPT = JSONRequest.parse(json.dumps(CHAT).encode()).prompt_tokens
 ESTIMATE = PROMPT + 1000
 
 NO_USAGE = b'{"choices":[]}'
@@ -216,6 +219,137 @@ async def test_charge_of_an_answer(messages: list[Message], body: dict[str, Any]
     assert await used(ledger) == charged
 
 
+def events(*documents: bytes) -> list[Message]:
+    return [EVENT_STREAM, *(piece(b"data: " + document + b"\n\n") for document in documents), last()]
+
+
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+CHAT_ERROR = b'{"error":{"message":"overloaded","code":500}}'
+MESSAGES_ERROR = b'{"type":"error","error":{"type":"overloaded_error","message":"overloaded"}}'
+FAILED = b'{"type":"response.failed","response":{"status":"failed","error":{"code":"server_error"},"usage":%b}}'
+SOME_USAGE = b'{"input_tokens":10,"output_tokens":5,"total_tokens":15}'
+
+
+@pytest.mark.parametrize(
+    ("path", "messages", "charged"),
+    [
+        pytest.param(CHAT_COMPLETIONS, json_answer(CHAT_ERROR), (0, 0), id="json"),
+        pytest.param(CHAT_COMPLETIONS, events(CHAT_ERROR, b"[DONE]"), (0, 0), id="chat-stream"),
+        pytest.param(MESSAGES, events(MESSAGES_ERROR), (0, 0), id="messages-stream"),
+        pytest.param(RESPONSES, events(FAILED % b"null"), (0, 0), id="responses-stream"),
+        pytest.param(RESPONSES, events(FAILED % SOME_USAGE), (1, 15), id="that-tells-its-usage"),
+        pytest.param(
+            CHAT_COMPLETIONS,
+            [EVENT_STREAM, piece(delta("a")), piece(b"data: " + CHAT_ERROR + b"\n\n"), last(DONE)],
+            (1, PROMPT + 1),
+            id="behind-content",
+        ),
+        pytest.param(
+            CHAT_COMPLETIONS,
+            [EVENT_STREAM, piece(delta("a", 30)), piece(b"data: " + CHAT_ERROR + b"\n\n"), last(DONE)],
+            (1, 30),
+            id="behind-running-usage",
+        ),
+    ],
+)
+async def test_failure_that_a_model_reports_inside_a_200_is_charged_for_what_it_produced(
+    path: str, messages: list[Message], charged: tuple[int, int]
+) -> None:
+    ledger = memory()
+
+    answer = await converse(metered(Answering(*messages), ledger), "POST", path, headers=[AS_ALICE], json=STREAM)
+
+    assert (answer.status, answer.complete, answer.exception) == (200, True, None)
+    assert await used(ledger) == charged
+
+
+UNMETERED = ["/tokenize", "/detokenize", "/v1/messages/count_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "charged"),
+    [
+        pytest.param(json_answer(b'{"count":3}'), (1, 0), id="answer"),
+        pytest.param(json_answer(usage(30)), (1, 0), id="answer-with-usage"),
+        pytest.param(json_answer(b"garbage"), (1, 0), id="answer-that-nobody-reads"),
+        pytest.param(json_answer(b'{"detail":"no"}', 400), (1, 0), id="400"),
+        pytest.param(json_answer(b'{"detail":"no"}', 500), (0, 0), id="500"),
+        pytest.param([], (0, 0), id="no-answer"),
+    ],
+)
+@pytest.mark.parametrize("path", UNMETERED)
+async def test_unmetered_endpoint_costs_a_request_and_no_tokens(
+    path: str, messages: list[Message], charged: tuple[int, int]
+) -> None:
+    ledger = Noting()
+
+    await converse(metered(Answering(*messages), ledger), "POST", path, headers=[AS_ALICE], json=CHAT)
+
+    assert await used(ledger) == charged
+    assert [charge.tokens for charge in ledger.charges] == [0]
+
+
+@pytest.mark.parametrize("path", UNMETERED)
+async def test_unmetered_endpoint_is_served_where_no_token_is_left(path: str) -> None:
+    app = Answering(*json_answer(usage(250)))
+    shell = metered(app, memory(), tier=FREE)
+    await chat(shell)
+
+    refused = await chat(shell)
+    answers = [await converse(shell, "POST", path, headers=[AS_ALICE], json=CHAT) for _ in range(5)]
+
+    assert refused.status == 429
+    assert [answer.status for answer in answers] == [200] * 4 + [429]
+    assert answers[0].header("x-ratelimit-remaining-requests") == "3"
+    assert answers[0].header("x-ratelimit-remaining-tokens") == "0"
+    limited = answers[-1].json()["error"]
+    assert limited.get("details", {}).get("limit") == "requests"
+    context = get_context(app.scopes[-1])
+    assert context.lease is not None
+    assert context.lease.tokens == 0
+
+
+async def test_client_that_leaves_an_unmetered_endpoint_pays_the_request() -> None:
+    ledger = Noting()
+
+    await converse(metered(give_up, ledger), "POST", "/tokenize", headers=[AS_ALICE], json=CHAT, leave_after=0)
+
+    assert await used(ledger) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "tier", "body", "held"),
+    [
+        pytest.param(CHAT_COMPLETIONS, ROOMY, CHAT, ESTIMATE, id="cap"),
+        pytest.param(CHAT_COMPLETIONS, ROOMY, {**CHAT, "max_tokens": None}, PROMPT + 512, id="no-cap"),
+        pytest.param(CHAT_COMPLETIONS, CAPPED, {**CHAT, "max_tokens": None}, PROMPT + 50, id="the-tiers-cap"),
+        pytest.param(CHAT_COMPLETIONS, CAPPED, {**CHAT, "max_tokens": None, "n": 2}, PROMPT + 50, id="for-all-answers"),
+        pytest.param("/v1/embeddings", ROOMY, {**CHAT, "max_tokens": None}, PROMPT, id="embeddings"),
+        pytest.param("/v1/images/generations", ROOMY, {**CHAT, "max_tokens": None}, PROMPT + 1024, id="images"),
+        pytest.param("/v1/messages", ROOMY, CHAT, ESTIMATE, id="messages"),
+    ],
+)
+async def test_request_holds_what_it_may_come_to(path: str, tier: Tier, body: dict[str, Any], held: int) -> None:
+    app = Answering(*json_answer(usage(30)))
+
+    await converse(metered(app, memory(), tier=tier), "POST", path, headers=[AS_ALICE], json=body)
+
+    context = get_context(app.scopes[0])
+    assert context.lease is not None
+    assert context.lease.tokens == held
+
+
+async def test_form_holds_and_costs_what_its_file_may_come_to() -> None:
+    ledger, app = memory(), Answering(start(200, (b"content-type", b"text/plain")), last(b"Hello"))
+    fields = b'--b\r\ncontent-disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    body = fields % (b"model", b"simulator") + fields % (b'file"; filename="a', bytes(16_000)) + b"--b--\r\n"
+    headers = [AS_ALICE, ("content-type", "multipart/form-data; boundary=b")]
+
+    await converse(metered(app, ledger), "POST", "/v1/audio/transcriptions", headers=headers, body=body)
+
+    assert await used(ledger) == (1, 1 + 10 + 512)
+
+
 @pytest.mark.parametrize(
     ("messages", "fault", "charged"),
     [
@@ -245,6 +379,24 @@ async def test_answer_without_usage_is_one_line_in_the_log(caplog: pytest.LogCap
         await chat(metered(Answering(*json_answer(NO_USAGE)), memory()))
 
     assert [record.getMessage() for record in caplog.records] == ["request None was answered without usage"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param(json_answer(usage(30)), id="usage"),
+        pytest.param(json_answer(b'{"usage":{"prompt_tokens":0,"total_tokens":0}}'), id="usage-of-0"),
+        pytest.param(json_answer(b'{"detail":"no"}', 400), id="refusal-of-the-app"),
+        pytest.param(json_answer(CHAT_ERROR), id="reported-failure"),
+    ],
+)
+async def test_answer_that_is_charged_exactly_is_not_worth_a_line_in_the_log(
+    messages: list[Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        await chat(metered(Answering(*messages), memory()))
+
+    assert caplog.records == []
 
 
 async def test_answer_that_cannot_be_read_is_charged_with_its_estimate() -> None:
@@ -749,6 +901,49 @@ async def test_tokens_over_the_limit_are_429_and_name_the_tokens() -> None:
     assert second.header("x-ratelimit-remaining-requests") == "4"
 
 
+async def test_answers_carry_the_headers_of_the_ietf_only_where_that_is_wished() -> None:
+    app = Answering(*json_answer(usage(30)))
+    shell = metered(app, memory(), tier=FREE, ietf_headers=True, jitter=lambda: 0.0)
+
+    served = await chat(shell)
+    head = await converse(shell, "HEAD", CHAT_COMPLETIONS, headers=[AS_ALICE])
+    refused = [await chat(shell) for _ in range(5)][-1]
+    plain = await chat(metered(app, memory(), tier=FREE))
+
+    policy = '"requests";q=5;w=60,"tokens";q=100;w=60;qu="tokens"'
+    answers = [served, head, refused]
+    assert [answer.header("ratelimit-policy") for answer in answers] == [policy] * 3
+    assert served.header("ratelimit") == head.header("ratelimit") == '"requests";r=4;t=61,"tokens";r=70;t=61'
+    assert (refused.status, refused.header("retry-after")) == (429, "61")
+    assert refused.header("ratelimit") == '"requests";r=1;t=61,"tokens";r=0;t=61'
+    assert (plain.header("ratelimit-policy"), plain.header("ratelimit")) == (None, None)
+
+
+async def test_limit_on_messages_is_told_in_the_shape_of_anthropic() -> None:
+    shell = metered(Answering(*json_answer(usage(250))), memory(), tier=FREE, jitter=lambda: 0.0)
+    body = {**CHAT, "max_tokens": 9}
+
+    answers = [await converse(shell, "POST", MESSAGES, headers=[AS_ALICE], json=body) for _ in range(2)]
+
+    assert (answers[0].status, answers[1].status) == (200, 429)
+    assert answers[1].json() == {
+        "type": "error",
+        "error": {
+            "type": "rate_limit_error",
+            "message": "Rate limit exceeded",
+            "details": {
+                "limit": "tokens",
+                "tier": "free",
+                "quota": 100,
+                "window_seconds": 60,
+                "retry_after_seconds": 61,
+            },
+        },
+        "request_id": None,
+    }
+    assert answers[1].header("retry-after") == "61"
+
+
 @pytest.mark.parametrize(
     ("jitter", "wait_ms", "seconds"),
     [
@@ -892,7 +1087,7 @@ async def test_request_whose_body_nobody_read_is_charged_with_one_token() -> Non
 
     async def shell(scope: Scope, receive: Receive, send: Send) -> None:
         context = ensure_context(scope)
-        context.tier, context.endpoint = ROOMY, Endpoint("POST", "/v1/audio/speech")
+        context.tier, context.endpoint = ROOMY, Endpoint("POST", "/v1/audio/speech", "billable", SPEECH)
         await RateLimitMiddleware(Answering(start(200), last(b"noise")), ledger=ledger)(scope, receive, send)
 
     await converse(identified(shell), "POST", "/v1/audio/speech", headers=[AS_ALICE], body=b"\x00")
@@ -993,7 +1188,7 @@ async def test_websocket_is_refused_because_it_cannot_be_counted(can_deny: bool,
     app = Answering()
     shells = TierMiddleware(RateLimitMiddleware(app, ledger=memory()), resolver=RESOLVER, unlisted="unmetered")
 
-    messages = await knock(identified(shells), headers=[AS_ALICE], can_deny=can_deny)
+    messages = await knock(identified(shells), "/live", headers=[AS_ALICE], can_deny=can_deny)
 
     assert [message["type"] for message in messages] == denial
     assert messages[0].get("status", 403) == 403

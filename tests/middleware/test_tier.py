@@ -10,15 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS, Endpoint
+from maas_middleware.catalogue import CHAT_COMPLETIONS, ENDPOINTS, Catalogue, Endpoint, Model
 from maas_middleware.context import get_context
 from maas_middleware.errors import StoreUnavailable
 from maas_middleware.ledgers.memory import MemoryLedger
-from maas_middleware.limiting import Demand, Subject, Verdict, parse_limits
+from maas_middleware.limiting import Charge, Demand, Subject, Verdict, parse_limits
 from maas_middleware.middleware.tier import TierMiddleware
+from maas_middleware.requests import JSONRequest
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.converse import converse, http_scope
-from maas_middleware.tiers import GroupTierResolver, Tier
+from maas_middleware.tiers import FEATURES, GroupTierResolver, Tier
 from tests.parts import (
     ALICE,
     AS_ALICE,
@@ -38,6 +39,7 @@ from tests.parts import (
 )
 
 CHAT = {"model": "simulator", "messages": []}
+CHAT_ENDPOINT = CATALOGUE.locate(CHAT_COMPLETIONS).endpoint("POST")
 
 
 def tiered(app: ASGIApp, **options: Any) -> ASGIApp:
@@ -55,9 +57,10 @@ async def test_tier_endpoint_model_and_request_are_in_the_context() -> None:
 
     context = get_context(app.scopes[0])
     assert (context.tier, context.model) == (PREMIUM, QWEN)
-    assert context.endpoint == Endpoint("POST", CHAT_COMPLETIONS)
-    assert context.request is not None
+    assert context.endpoint is CHAT_ENDPOINT
+    assert isinstance(context.request, JSONRequest)
     assert context.request.model == "qwen3"
+    assert context.request.encoded == app.bodies[0]
 
 
 async def test_changed_tiers_apply_to_the_next_request() -> None:
@@ -141,7 +144,7 @@ async def test_canonical_path_is_what_is_forwarded(path: str, root: str, forward
     ("path", "root"),
     [
         pytest.param("/", "", id="root"),
-        pytest.param("/v1/load_lora_adapter", "", id="administrative"),
+        pytest.param("/v1/embeddings/x", "", id="below-an-endpoint"),
         pytest.param("/v1x/chat/completions", "", id="v1x"),
         pytest.param("/v1x/chat/completions", "/v1", id="v1x-behind-a-root"),
         pytest.param("/srvx/v1/chat/completions", "/srv", id="root-is-no-segment"),
@@ -150,9 +153,9 @@ async def test_canonical_path_is_what_is_forwarded(path: str, root: str, forward
         pytest.param("/v1//chat/completions", "", id="two-slashes-inside"),
         pytest.param("/v1/chat/completions//", "", id="two-slashes-behind"),
         pytest.param("/v1/chat/completions/../../load_lora_adapter", "", id="dots"),
-        pytest.param("/v1/chat/completions/v1/load_lora_adapter", "", id="doubled-to-something-else"),
+        pytest.param("/v1/chat/completions/v1/tokens", "", id="doubled-to-something-else"),
         pytest.param("/simulatorx/v1/chat/completions", "", id="prefix-of-no-model"),
-        pytest.param("/simulator/v1/load_lora_adapter", "", id="administrative-behind-a-model"),
+        pytest.param("/simulator/v1/tokens", "", id="nothing-behind-a-model"),
         pytest.param("/maas-api/v1/chat/completions", "", id="below-maas-api"),
     ],
 )
@@ -163,6 +166,74 @@ async def test_what_is_no_endpoint_is_404_and_never_forwarded(path: str, root: s
 
     assert (answer.status, answer.json()["error"]["code"]) == (404, "not_found")
     assert app.scopes == []
+
+
+CLOSED = {"administrative": (403, "access_denied"), "refused": (404, "not_found")}
+
+
+@pytest.mark.parametrize(
+    "endpoint", [endpoint for endpoint in ENDPOINTS if not endpoint.is_served], ids=lambda endpoint: endpoint.path
+)
+@pytest.mark.parametrize("unlisted", [pytest.param("refuse", id="refuse"), pytest.param("unmetered", id="unmetered")])
+async def test_endpoint_that_is_not_served_is_refused_whatever_the_method_and_never_forwarded(
+    endpoint: Endpoint, unlisted: str
+) -> None:
+    app = inner()
+    shell = tiered(app, unlisted=unlisted, ledger=MemoryLedger(clock=FakeClock()))
+    path = endpoint.path.replace("*", "some/thing")
+
+    answers = [
+        await converse(shell, method, prefix + path, headers=[AS_ALICE], body=b'{"model":"simulator"}')
+        for method in ("GET", "POST", "DELETE", "OPTIONS")
+        for prefix in ("", "/simulator")
+    ]
+
+    errors = [answer.json()["error"] for answer in answers]
+    assert {(answer.status, error["code"]) for answer, error in zip(answers, errors, strict=True)} == {
+        CLOSED[endpoint.kind]
+    }
+    assert {(await converse(shell, "HEAD", path, headers=[AS_ALICE])).status} == {CLOSED[endpoint.kind][0]}
+    assert not any(name.startswith("x-ratelimit") for answer in answers for name, _ in answer.headers)
+    assert app.scopes == []
+
+
+async def test_route_of_operators_is_refused_in_words_that_name_nothing() -> None:
+    answer = await converse(tiered(inner()), "POST", "/v1/load_lora_adapter", headers=[AS_ALICE], body=b"not read")
+
+    assert answer.json()["error"] == {
+        "message": "This route is for the operators of the model server alone",
+        "type": "permission_error",
+        "param": None,
+        "code": "access_denied",
+    }
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [row for row in ENDPOINTS if row.dialect is not None and not row.dialect.is_form],
+    ids=lambda endpoint: endpoint.path,
+)
+@pytest.mark.parametrize(
+    ("prefix", "fields"),
+    [
+        pytest.param("", {"model": "simulator"}, id="model-in-the-body"),
+        pytest.param("/simulator", {}, id="in-the-path"),
+    ],
+)
+async def test_every_json_endpoint_is_forwarded_under_its_path_and_the_models_own_name(
+    endpoint: Endpoint, prefix: str, fields: dict[str, str]
+) -> None:
+    app = inner()
+
+    answer = await converse(
+        tiered(app), "POST", f"{prefix}{endpoint.path}/", headers=[AS_ALICE], json={**fields, "input": "Hi"}
+    )
+
+    assert answer.status == 200
+    assert app.scopes[0]["path"] == endpoint.path
+    assert json.loads(app.bodies[0]) == {"model": "sim", "input": "Hi"}
+    context = get_context(app.scopes[0])
+    assert (context.endpoint, context.model) == (endpoint, SIMULATOR)
 
 
 async def test_what_is_no_endpoint_passes_as_it_is_where_that_is_wished() -> None:
@@ -206,7 +277,7 @@ async def test_head_passes_without_a_body_or_a_model() -> None:
     assert answer.status == 200
     assert app.scopes[0]["path"] == CHAT_COMPLETIONS
     context = get_context(app.scopes[0])
-    assert (context.endpoint, context.model) == (Endpoint("POST", CHAT_COMPLETIONS), None)
+    assert (context.endpoint, context.model) == (CHAT_ENDPOINT, None)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +356,146 @@ async def test_model_is_forwarded_under_the_name_that_its_server_knows(path: str
     assert get_context(app.scopes[0]).model == SIMULATOR
 
 
+ALIASED = Model("org/model", aliases=("gpt-4o", "model"), upstream_model="/models/m", path="/m")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        pytest.param(CHAT_COMPLETIONS, {"model": "gpt-4o"}, 200, id="alias"),
+        pytest.param(CHAT_COMPLETIONS, {"model": "org/model"}, 200, id="id"),
+        pytest.param(f"/m{CHAT_COMPLETIONS}", {"model": "model"}, 200, id="alias-below-its-path"),
+        pytest.param(f"/m{CHAT_COMPLETIONS}", {}, 200, id="path-alone"),
+        pytest.param(CHAT_COMPLETIONS, {"model": "/models/m"}, 404, id="the-servers-own-name"),
+        pytest.param(f"/m{CHAT_COMPLETIONS}", {"model": "gpt-4"}, 404, id="no-alias-below-its-path"),
+        pytest.param(f"/gpt-4o{CHAT_COMPLETIONS}", {}, 404, id="alias-is-no-path"),
+    ],
+)
+async def test_model_is_called_by_its_aliases(path: str, fields: dict[str, str], status: int) -> None:
+    app = inner()
+
+    answer = await converse(
+        tiered(app, catalogue=Catalogue([ALIASED])), "POST", path, headers=[AS_ALICE], json={**fields, "n": 1}
+    )
+
+    assert answer.status == status
+    if status == 200:
+        assert json.loads(app.bodies[0]) == {"model": "/models/m", "n": 1}
+        assert get_context(app.scopes[0]).model == ALIASED
+    else:
+        assert app.scopes == []
+
+
+def resolving(**fields: Any) -> GroupTierResolver:
+    return GroupTierResolver([replace(FREE, **fields)])
+
+
+async def test_feature_that_the_tier_lacks_is_refused_with_the_limits() -> None:
+    app = inner()
+    shell = tiered(app, resolver=resolving(features=["tools"]), ledger=MemoryLedger(clock=FakeClock()))
+
+    answer = await converse(shell, "POST", CHAT_COMPLETIONS, headers=[AS_ALICE], json={**CHAT, "stream": True})
+
+    assert answer.status == 403
+    assert answer.json()["error"] == {
+        "message": "`streaming` is not available in your tier",
+        "type": "permission_error",
+        "param": None,
+        "code": "feature_not_available",
+        "details": {"feature": "streaming", "tier": "free"},
+    }
+    assert answer.header("x-ratelimit-remaining-requests") == "5"
+    assert app.scopes == []
+
+
+async def test_feature_of_a_changed_tier_applies_to_the_next_request() -> None:
+    tiers, app = [replace(FREE, features=[])], inner()
+    shell = tiered(app, resolver=GroupTierResolver(lambda: tiers))
+
+    refused = await converse(shell, "POST", "/v1/embeddings", headers=[AS_ALICE], json=CHAT)
+    tiers[0] = replace(FREE, features=FEATURES)
+    served = await converse(shell, "POST", "/v1/embeddings", headers=[AS_ALICE], json=CHAT)
+
+    assert (refused.status, served.status) == (403, 200)
+
+
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation", "background"])
+async def test_response_without_an_owner_is_refused(field: str) -> None:
+    app = inner()
+
+    answer = await converse(
+        tiered(app), "POST", "/v1/responses", headers=[AS_ALICE], json={"model": "simulator", field: "resp_1"}
+    )
+
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["param"]) == (400, "unsupported_parameter", field)
+    assert app.scopes == []
+
+
+LONG = Model("long", upstream_model="l", context_length=4096)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "forwarded"),
+    [
+        pytest.param(CHAT_COMPLETIONS, {}, {"max_tokens": 50}, id="chat"),
+        pytest.param(CHAT_COMPLETIONS, {"max_tokens": 7}, {"max_tokens": 7}, id="named"),
+        pytest.param(
+            "/v1/completions",
+            {"max_completion_tokens": 7},
+            {"max_completion_tokens": 7, "max_tokens": 7},
+            id="named-where-nobody-reads",
+        ),
+        pytest.param("/v1/messages", {}, {"max_tokens": 50}, id="messages"),
+        pytest.param("/v1/responses", {}, {"max_output_tokens": 50}, id="responses"),
+        pytest.param("/v1/embeddings", {}, {}, id="embeddings"),
+        pytest.param("/v1/messages/count_tokens", {}, {}, id="counting"),
+        pytest.param("/tokenize", {}, {}, id="tokenize"),
+    ],
+)
+async def test_cap_of_the_tier_is_forwarded(path: str, fields: dict[str, int], forwarded: dict[str, int]) -> None:
+    app = inner()
+    shell = tiered(app, resolver=resolving(max_tokens_per_request=50), catalogue=Catalogue([LONG]))
+
+    answer = await converse(shell, "POST", path, headers=[AS_ALICE], json={"model": "long", **fields})
+
+    assert answer.status == 200
+    assert json.loads(app.bodies[0]) == {"model": "l", **forwarded}
+
+
+async def test_tokens_of_a_prompt_that_fills_the_context_can_be_counted() -> None:
+    shell = tiered(inner(), resolver=resolving(max_tokens_per_request=50), catalogue=Catalogue([LONG]))
+
+    answer = await converse(
+        shell, "POST", "/v1/messages/count_tokens", headers=[AS_ALICE], json={"model": "long", "messages": "x" * 9000}
+    )
+
+    assert answer.status == 200
+
+
+async def test_more_tokens_than_the_tier_allows_are_refused_in_the_shape_of_the_dialect() -> None:
+    app = inner()
+
+    answer = await converse(
+        tiered(app, resolver=resolving(max_tokens_per_request=50)),
+        "POST",
+        "/v1/messages",
+        headers=[AS_ALICE],
+        json={"model": "simulator", "max_tokens": 51},
+    )
+
+    assert (answer.status, app.scopes) == (400, [])
+    assert answer.json() == {
+        "type": "error",
+        "error": {
+            "type": "invalid_request_error",
+            "message": "Your tier allows a request to generate at most 50 tokens",
+            "details": {"maximum": 50},
+        },
+        "request_id": None,
+    }
+
+
 async def test_without_a_catalogue_the_inner_app_knows_its_models() -> None:
     app = inner()
 
@@ -306,7 +517,11 @@ async def test_what_was_judged_is_what_is_forwarded() -> None:
     assert app.bodies[0] == (
         b'{"model":"sim","seed":12345678901234567890,"temperature":0.10000000000000000001,"unknown":{"a": [1e3, null]}}'
     )
-    assert app.headers == [(b"x-other", b"kept"), (b"content-length", str(len(app.bodies[0])).encode())]
+    assert app.headers == [
+        (b"x-other", b"kept"),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(app.bodies[0])).encode()),
+    ]
 
 
 async def test_app_hears_the_client_itself_behind_the_body() -> None:
@@ -378,6 +593,25 @@ async def test_refusal_tells_the_limits_and_costs_nothing(path: str, body: bytes
 
 
 @pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        pytest.param({"ietf_headers": True}, ["ratelimit-policy", "ratelimit"], id="wished"),
+        pytest.param({}, [], id="not-wished"),
+    ],
+)
+async def test_refusal_carries_the_headers_of_the_ietf_where_that_is_wished(
+    options: dict[str, bool], names: list[str]
+) -> None:
+    shell = tiered(inner(), ledger=MemoryLedger(clock=FakeClock()), **options)
+
+    answer = await converse(shell, "POST", CHAT_COMPLETIONS, headers=[AS_ALICE], json={"model": "nothing"})
+
+    assert answer.status == 404
+    assert [name for name, _ in answer.headers if name.startswith("ratelimit")] == names
+    assert answer.header("x-ratelimit-remaining-requests") == "5"
+
+
+@pytest.mark.parametrize(
     ("method", "path", "tiers", "status"),
     [
         pytest.param("POST", CHAT_COMPLETIONS, [], 403, id="no-tier"),
@@ -415,10 +649,11 @@ async def test_ledger_in_trouble_changes_nothing_about_a_refusal(trouble: Except
     assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_refusal_without_a_ledger_tells_no_limits() -> None:
+async def test_refusal_without_a_ledger_tells_no_limits(caplog: pytest.LogCaptureFixture) -> None:
     answer = await converse(tiered(inner()), "POST", CHAT_COMPLETIONS, headers=[AS_ALICE], json={"model": "nothing"})
 
     assert [name for name, _ in answer.headers] == ["content-type", "content-length"]
+    assert caplog.records == []
 
 
 async def test_scope_of_the_server_stays_as_it_is() -> None:
@@ -461,9 +696,7 @@ async def test_lifespan_passes() -> None:
         pytest.param(False, ["websocket.close"], id="cannot-deny"),
     ],
 )
-@pytest.mark.parametrize(
-    "path", [pytest.param(CHAT_COMPLETIONS, id="endpoint"), pytest.param("/v1/realtime", id="any")]
-)
+@pytest.mark.parametrize("path", [pytest.param(CHAT_COMPLETIONS, id="endpoint"), pytest.param("/live", id="any")])
 async def test_websocket_is_refused(path: str, can_deny: bool, denial: list[str]) -> None:
     app = inner()
 
@@ -479,9 +712,27 @@ async def test_websocket_passes_where_unlisted_paths_do() -> None:
         assert get_context(scope).tier == FREE
         await send({"type": "websocket.accept"})
 
-    messages = await knock(tiered(app, unlisted="unmetered"), CHAT_COMPLETIONS, headers=[AS_ALICE])
+    messages = await knock(tiered(app, unlisted="unmetered"), "/live", headers=[AS_ALICE])
 
     assert messages == [{"type": "websocket.accept"}]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(CHAT_COMPLETIONS, id="served"),
+        pytest.param("/v1/realtime", id="refused"),
+        pytest.param("/v1/load_lora_adapter", id="administrative"),
+        pytest.param(f"/simulator{CHAT_COMPLETIONS}", id="below-a-model"),
+    ],
+)
+async def test_websocket_to_an_endpoint_is_refused_even_where_unlisted_paths_pass(path: str) -> None:
+    app = inner()
+
+    messages = await knock(tiered(app, unlisted="unmetered"), path, headers=[AS_ALICE])
+
+    assert messages[0]["status"] == 404
+    assert app.scopes == []
 
 
 @pytest.mark.parametrize(
@@ -523,3 +774,33 @@ async def test_large_body_within_the_limits_is_read() -> None:
     )
 
     assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "tokens", "requests", "status"),
+    [
+        pytest.param("/tokenize", 100, "5/minute", 200, id="unmetered-without-tokens"),
+        pytest.param("/v1/messages/count_tokens", 100, "5/minute", 200, id="counting-without-tokens"),
+        pytest.param("/tokenize", 100, "1/minute", 429, id="unmetered-without-requests"),
+        pytest.param(CHAT_COMPLETIONS, 100, "5/minute", 429, id="billable-without-tokens"),
+    ],
+)
+async def test_large_body_is_refused_early_for_what_the_endpoint_costs(
+    path: str, tokens: int, requests: str, status: int
+) -> None:
+    ledger, app = MemoryLedger(clock=FakeClock()), inner()
+    tier = replace(FREE, requests=parse_limits(requests))
+    lease = (await ledger.admit(tier.subject(ALICE), Demand("first", 1))).lease
+    assert lease is not None
+    await ledger.settle(lease, Charge(tokens))
+
+    answer = await converse(
+        tiered(app, ledger=ledger, resolver=GroupTierResolver([tier])),
+        "POST",
+        path,
+        headers=[AS_ALICE, ("transfer-encoding", "chunked")],
+        json=CHAT,
+    )
+
+    assert answer.status == status
+    assert len(app.scopes) == (status == 200)

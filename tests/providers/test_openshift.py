@@ -39,6 +39,9 @@ NESTED_DEEPLY = base64.urlsafe_b64encode(b'{"x":' + b"[" * 5000).decode()
 SCOPES = "scopes.authorization.openshift.io"
 MAY_NOT_REVIEW = "403, our own credential may not create tokenreviews: bind it to system:auth-delegator"
 NOT_ACCEPTED = "401, our own credential is not accepted"
+NO_USERS_API = "404, this cluster has no users API: use the review tokenreview"
+MAY_NOT_READ = "403, it may not read its own user: its scopes are too narrow, or the cluster has no users API for it"
+in_either_way = pytest.mark.parametrize("review", ["tokenreview", "users-self"])
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +92,10 @@ async def identify(provider: OpenShiftProvider, token: str) -> Identity:
     return identity
 
 
+def calls_to(cluster: StandInCluster) -> int:
+    return len(cluster.reviews) + len(cluster.own_user_reads)
+
+
 async def refusal_of(provider: OpenShiftProvider, token: str) -> object:
     with pytest.raises(InvalidCredentials) as refusal:
         await provider.identify(scope_of(token))
@@ -127,6 +134,7 @@ async def test_no_credential_is_left_to_others() -> None:
     assert cluster.reviews == []
 
 
+@in_either_way
 @pytest.mark.parametrize(
     "token",
     [
@@ -137,13 +145,13 @@ async def test_no_credential_is_left_to_others() -> None:
         pytest.param("", id="empty"),
     ],
 )
-async def test_what_is_no_token_is_refused_without_asking(token: str) -> None:
+async def test_what_is_no_token_is_refused_without_asking(token: str, review: str) -> None:
     cluster = StandInCluster(USERS)
 
-    async with provider_for(cluster) as provider:
+    async with provider_for(cluster, review=review) as provider:
         assert await refusal_of(provider, token) == {"reason": "malformed"}
 
-    assert cluster.reviews == []
+    assert calls_to(cluster) == 0
 
 
 async def test_the_longest_token_is_asked_for() -> None:
@@ -180,11 +188,12 @@ async def test_a_token_with_scopes_needs_the_full_one(scopes: list[str], may: bo
     assert restriction == (None if may else "A token without the scope user:full may not manage access tokens")
 
 
+@in_either_way
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_service_accounts_are_restricted_unless_they_are_allowed(allowed: bool) -> None:
+async def test_service_accounts_are_restricted_unless_they_are_allowed(allowed: bool, review: str) -> None:
     users = {ALICE: ClusterUser("system:serviceaccount:maas:job", ("system:serviceaccounts",))}
 
-    async with provider_for(StandInCluster(users), allow_service_accounts=allowed) as provider:
+    async with provider_for(StandInCluster(users), review=review, allow_service_accounts=allowed) as provider:
         identity = await identify(provider, ALICE)
 
     assert identity.name == "system:serviceaccount:maas:job"
@@ -258,10 +267,11 @@ async def test_an_api_server_that_does_not_look_at_audiences_is_not_believed(aud
         assert await refusal_of(provider, jwt_of(aud="ours")) == {"reason": "unknown"}
 
 
-async def test_a_success_is_kept_for_60_seconds() -> None:
+@in_either_way
+async def test_a_success_is_kept_for_60_seconds(review: str) -> None:
     cluster, clock = StandInCluster(USERS), FakeClock()
 
-    async with provider_for(cluster, clock=clock) as provider:
+    async with provider_for(cluster, review=review, clock=clock) as provider:
         first = await identify(provider, ALICE)
         clock.advance(59.9)
         cluster.users.clear()
@@ -271,18 +281,19 @@ async def test_a_success_is_kept_for_60_seconds() -> None:
 
     assert second == first
     assert refusal == {"reason": "unknown"}
-    assert len(cluster.reviews) == 2
+    assert calls_to(cluster) == 2
 
 
-async def test_a_refusal_is_kept_for_5_seconds() -> None:
+@in_either_way
+async def test_a_refusal_is_kept_for_5_seconds(review: str) -> None:
     cluster, clock = StandInCluster({}), FakeClock()
 
-    async with provider_for(cluster, clock=clock) as provider:
+    async with provider_for(cluster, review=review, clock=clock) as provider:
         await refusal_of(provider, ALICE)
         cluster.users = USERS
         clock.advance(4.9)
         await refusal_of(provider, ALICE)
-        reviews = len(cluster.reviews)
+        reviews = calls_to(cluster)
         clock.advance(0.1)
         identity = await identify(provider, ALICE)
 
@@ -290,16 +301,17 @@ async def test_a_refusal_is_kept_for_5_seconds() -> None:
     assert identity.name == "alice"
 
 
-async def test_a_success_is_not_kept_past_the_exp_of_a_jwt() -> None:
+@in_either_way
+async def test_a_success_is_not_kept_past_the_exp_of_a_jwt(review: str) -> None:
     clock = FakeClock()
     token = jwt_of(exp=clock.now + 10)
     cluster = StandInCluster({token: ClusterUser("job")}, clock=clock)
 
-    async with provider_for(cluster, clock=clock, wall_clock=clock) as provider:
+    async with provider_for(cluster, review=review, clock=clock, wall_clock=clock) as provider:
         await identify(provider, token)
         clock.advance(9.9)
         await identify(provider, token)
-        reviews = len(cluster.reviews)
+        reviews = calls_to(cluster)
         clock.advance(0.1)
         await refusal_of(provider, token)
 
@@ -352,21 +364,23 @@ async def test_an_exp_that_makes_no_sense_changes_nothing(token: str) -> None:
     assert (reviews, len(cluster.reviews)) == (1, 2)
 
 
-async def test_no_more_answers_are_kept_than_allowed() -> None:
+@in_either_way
+async def test_no_more_answers_are_kept_than_allowed(review: str) -> None:
     cluster = StandInCluster(USERS)
 
-    async with provider_for(cluster, maximum_cached=1) as provider:
+    async with provider_for(cluster, review=review, maximum_cached=1) as provider:
         for token in (ALICE, BOB, ALICE):
             await identify(provider, token)
 
-    assert len(cluster.reviews) == 3
+    assert calls_to(cluster) == 3
 
 
-async def test_a_failure_is_not_kept() -> None:
+@in_either_way
+async def test_a_failure_is_not_kept(review: str) -> None:
     cluster = StandInCluster(USERS)
     cluster.failure = JSONResponse({}, 500)
 
-    async with provider_for(cluster) as provider:
+    async with provider_for(cluster, review=review) as provider:
         await failure_of(provider)
         cluster.failure = None
         identity = await identify(provider, ALICE)
@@ -374,8 +388,9 @@ async def test_a_failure_is_not_kept() -> None:
     assert identity.name == "alice"
 
 
-async def test_no_token_is_kept() -> None:
-    async with provider_for(StandInCluster(USERS)) as provider:
+@in_either_way
+async def test_no_token_is_kept(review: str) -> None:
+    async with provider_for(StandInCluster(USERS), review=review) as provider:
         await identify(provider, ALICE)
         await refusal_of(provider, f"sha256~{SECRET}-eve")
 
@@ -398,13 +413,14 @@ def everything_in(provider: OpenShiftProvider) -> list[object]:
     return list(found.values())
 
 
-async def test_twenty_callers_share_one_review_although_the_first_one_leaves() -> None:
+@in_either_way
+async def test_twenty_callers_share_one_review_although_the_first_one_leaves(review: str) -> None:
     cluster = StandInCluster(USERS)
     cluster.gate = anyio.Event()
     names: list[str] = []
     first = anyio.CancelScope()
 
-    async with provider_for(cluster) as provider, anyio.create_task_group() as group:
+    async with provider_for(cluster, review=review) as provider, anyio.create_task_group() as group:
 
         async def lead() -> None:
             with first:
@@ -415,7 +431,7 @@ async def test_twenty_callers_share_one_review_although_the_first_one_leaves() -
             names.append((await identify(provider, ALICE)).name)
 
         group.start_soon(lead)
-        while not cluster.reviews:
+        while not calls_to(cluster):
             await checkpoint()
         for _ in range(20):
             group.start_soon(follow)
@@ -426,27 +442,28 @@ async def test_twenty_callers_share_one_review_although_the_first_one_leaves() -
 
     assert first.cancelled_caught
     assert names == ["alice"] * 20
-    assert len(cluster.reviews) == 1
+    assert calls_to(cluster) == 1
 
 
-async def test_a_failure_reaches_all_callers_and_is_logged_once(log: pytest.LogCaptureFixture) -> None:
+@in_either_way
+async def test_a_failure_reaches_all_callers_and_is_logged_once(log: pytest.LogCaptureFixture, review: str) -> None:
     cluster = StandInCluster(USERS)
     cluster.gate, cluster.failure = anyio.Event(), JSONResponse({}, 500)
     failures: list[AuthUnavailable] = []
 
-    async with provider_for(cluster) as provider, anyio.create_task_group() as group:
+    async with provider_for(cluster, review=review) as provider, anyio.create_task_group() as group:
 
         async def ask() -> None:
             failures.append(await failure_of(provider))
 
         for _ in range(20):
             group.start_soon(ask)
-        while not cluster.reviews:
+        while not calls_to(cluster):
             await checkpoint()
         cluster.gate.set()
 
     assert len(failures) == 20
-    assert len(cluster.reviews) == 1
+    assert calls_to(cluster) == 1
     assert len(warnings(log)) == 1
 
 
@@ -614,6 +631,7 @@ async def test_an_answer_that_is_no_review_is_a_failure(
     assert line.endswith(f" failed: {reason}")
 
 
+@in_either_way
 @pytest.mark.parametrize(
     ("status", "asked", "told"),
     [
@@ -629,18 +647,19 @@ async def test_an_answer_that_is_no_review_is_a_failure(
         pytest.param(500, "7", b"2", id="500"),
     ],
 )
-async def test_the_time_to_wait_is_passed_on(status: int, asked: str, told: bytes) -> None:
+async def test_the_time_to_wait_is_passed_on(status: int, asked: str, told: bytes, review: str) -> None:
     cluster = StandInCluster(USERS)
     cluster.failure = JSONResponse({}, status, {"retry-after": asked})
 
-    async with provider_for(cluster) as provider:
+    async with provider_for(cluster, review=review) as provider:
         failure = await failure_of(provider)
 
     assert failure.headers == ((b"retry-after", told),)
 
 
-async def test_an_api_server_that_is_not_there(log: pytest.LogCaptureFixture) -> None:
-    async with provider_for(StandInCluster(USERS)) as provider:
+@in_either_way
+async def test_an_api_server_that_is_not_there(log: pytest.LogCaptureFixture, review: str) -> None:
+    async with provider_for(StandInCluster(USERS), review=review) as provider:
         pass
 
     await failure_of(provider)
@@ -649,7 +668,8 @@ async def test_an_api_server_that_is_not_there(log: pytest.LogCaptureFixture) ->
     assert line.endswith(" failed: ConnectError: All connection attempts failed")
 
 
-async def test_an_api_server_that_hangs_up(log: pytest.LogCaptureFixture) -> None:
+@in_either_way
+async def test_an_api_server_that_hangs_up(log: pytest.LogCaptureFixture, review: str) -> None:
     async def hang_up(stream: anyio.abc.SocketStream) -> None:
         async with stream:
             await stream.receive()
@@ -658,7 +678,7 @@ async def test_an_api_server_that_hangs_up(log: pytest.LogCaptureFixture) -> Non
     url = f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, hang_up)
-        async with asking(url) as provider:
+        async with asking(url, review=review) as provider:
             await failure_of(provider)
         group.cancel_scope.cancel()
 
@@ -666,11 +686,12 @@ async def test_an_api_server_that_hangs_up(log: pytest.LogCaptureFixture) -> Non
     assert line.endswith(" failed: RemoteProtocolError") or line.endswith(" failed: ReadError")
 
 
-async def test_an_api_server_that_hangs(log: pytest.LogCaptureFixture) -> None:
+@in_either_way
+async def test_an_api_server_that_hangs(log: pytest.LogCaptureFixture, review: str) -> None:
     cluster = StandInCluster(USERS)
     cluster.gate = anyio.Event()
 
-    async with provider_for(cluster, timeout=0.1) as provider:
+    async with provider_for(cluster, review=review, timeout=0.1) as provider:
         await failure_of(provider)
         cluster.gate.set()
         identity = await identify(provider, ALICE)
@@ -680,7 +701,8 @@ async def test_an_api_server_that_hangs(log: pytest.LogCaptureFixture) -> None:
     assert line.endswith(" failed: no answer within 0.1 s")
 
 
-async def test_an_api_server_that_hangs_in_the_middle_of_its_answer(log: pytest.LogCaptureFixture) -> None:
+@in_either_way
+async def test_an_api_server_that_hangs_in_the_middle_of_its_answer(log: pytest.LogCaptureFixture, review: str) -> None:
     left = anyio.Event()
 
     async def begin(scope: Scope, receive: Receive, send: Send) -> None:
@@ -693,7 +715,7 @@ async def test_an_api_server_that_hangs_in_the_middle_of_its_answer(log: pytest.
     cluster = StandInCluster(USERS)
     cluster.failure = begin
 
-    async with provider_for(cluster, timeout=0.1) as provider:
+    async with provider_for(cluster, review=review, timeout=0.1) as provider:
         await failure_of(provider)
         await left.wait()
 
@@ -792,10 +814,11 @@ class Ports:
         await self.app(scope, receive, send)
 
 
-async def test_each_review_has_a_connection_of_its_own() -> None:
+@in_either_way
+async def test_each_review_has_a_connection_of_its_own(review: str) -> None:
     cluster = Ports(StandInCluster(USERS))
 
-    async with serving(cluster, lifespan="off") as url, asking(url) as provider:
+    async with serving(cluster, lifespan="off") as url, asking(url, review=review) as provider:
         await identify(provider, ALICE)
         await identify(provider, BOB)
 
@@ -820,11 +843,12 @@ async def test_a_provider_can_be_used_after_it_was_closed() -> None:
     assert identity.name == "bob"
 
 
-async def test_one_provider_serves_one_event_loop_after_the_other() -> None:
+@in_either_way
+async def test_one_provider_serves_one_event_loop_after_the_other(review: str) -> None:
     """As under a TestClient without `with`, which runs each request in a loop of its own and closes nothing."""
     users = {f"sha256~{SECRET}-{number}": ClusterUser(f"user-{number}") for number in range(6)}
 
-    async with provider_for(StandInCluster(users)) as provider:
+    async with provider_for(StandInCluster(users), review=review) as provider:
 
         async def identify_elsewhere(token: str) -> Identity:
             return await anyio.to_thread.run_sync(lambda: asyncio.run(identify(provider, token)))
@@ -833,3 +857,188 @@ async def test_one_provider_serves_one_event_loop_after_the_other() -> None:
     gc.collect()  # a connection that was left open would warn
 
     assert [identity.name for identity in identities] == [f"user-{number}" for number in range(6)]
+
+
+async def test_a_user_is_who_the_own_token_says() -> None:
+    cluster = StandInCluster(USERS)
+
+    async with provider_for(cluster, review="users-self") as provider:
+        identity = await identify(provider, ALICE)
+
+    groups = ("premium-users", "system:authenticated:oauth", "system:authenticated")
+    assert identity == Identity("openshift", "alice", groups, restriction=None)
+    assert (cluster.own_user_reads, cluster.reviews) == ([ALICE], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "groups"),
+    [
+        pytest.param({}, ("system:authenticated", "system:authenticated:oauth"), id="absent"),
+        pytest.param({"groups": None}, ("system:authenticated", "system:authenticated:oauth"), id="null"),
+        pytest.param({"groups": []}, ("system:authenticated", "system:authenticated:oauth"), id="none"),
+        pytest.param(
+            {"groups": ["a", "b"]}, ("a", "b", "system:authenticated", "system:authenticated:oauth"), id="two"
+        ),
+        pytest.param(
+            {"groups": ["system:authenticated:oauth", "a", "a", "system:authenticated"]},
+            ("system:authenticated:oauth", "a", "system:authenticated"),
+            id="named already",
+        ),
+    ],
+)
+async def test_each_group_of_the_own_user_is_there_once(given: dict[str, Any], groups: tuple[str, ...]) -> None:
+    cluster = StandInCluster({})
+    cluster.failure = JSONResponse({"metadata": {"name": "alice", "uid": "uid-alice"}, **given})
+
+    async with provider_for(cluster, review="users-self") as provider:
+        identity = await identify(provider, ALICE)
+
+    assert identity.groups == groups
+
+
+async def test_the_own_user_is_read_with_no_credential_but_the_callers(tmp_path: Path) -> None:
+    cluster = StandInCluster(USERS)
+    file = tmp_path / "token"
+    file.write_text(f"{SECRET}-ours")
+    seen: list[Scope] = []
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await cluster({**scope, "path": scope["path"].removeprefix("/k8s/clusters/c-1")}, receive, send)
+
+    async with serving(noting, lifespan="off") as url:
+        address = url.removeprefix("http://")
+        async with asking(
+            f"http://user:{SECRET}@{address}/k8s/clusters/c-1/", review="users-self", token_file=str(file)
+        ) as provider:
+            await identify(provider, ALICE)
+
+    [scope] = seen
+    assert (scope["method"], scope["query_string"]) == ("GET", b"")
+    assert scope["raw_path"] == b"/k8s/clusters/c-1/apis/user.openshift.io/v1/users/~"
+    assert scope["headers"] == [
+        (b"host", address.encode()),
+        (b"authorization", b"Bearer " + ALICE.encode()),
+        (b"accept", b"application/json"),
+        (b"connection", b"close"),
+    ]
+
+
+async def test_the_own_user_needs_no_file_with_a_credential(tmp_path: Path) -> None:
+    async with provider_for(StandInCluster(USERS), tmp_path / "missing", review="users-self") as provider:
+        assert (await identify(provider, ALICE)).name == "alice"
+
+
+async def test_audiences_play_no_part_where_the_own_user_is_read() -> None:
+    token = jwt_of(aud=["https://kubernetes.default.svc"])
+    cluster = StandInCluster({token: ClusterUser("job")})
+
+    async with provider_for(cluster, review="users-self", audiences=("ours",)) as provider:
+        assert (await identify(provider, token)).name == "job"
+        assert await refusal_of(provider, jwt_of(aud=["ours"])) == {"reason": "unknown"}
+
+
+async def test_a_token_that_the_users_api_does_not_know_is_refused_silently(log: pytest.LogCaptureFixture) -> None:
+    async with provider_for(StandInCluster(USERS), review="users-self") as provider:
+        assert await refusal_of(provider, f"sha256~{SECRET}-eve") == {"reason": "unknown"}
+
+    assert warnings(log) == []
+
+
+async def test_a_token_that_may_not_read_its_own_user_is_refused_and_the_log_says_why(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    cluster = StandInCluster({ALICE: ClusterUser("alice", extra={SCOPES: ["user:check-access"]})})
+
+    async with provider_for(cluster, review="users-self", clock=clock) as provider:
+        assert await refusal_of(provider, ALICE) == {"reason": "unknown"}
+        clock.advance(4.9)
+        assert await refusal_of(provider, ALICE) == {"reason": "unknown"}
+
+    assert cluster.own_user_reads == [ALICE]
+    [line] = warnings(log)
+    assert line.startswith("token refused by http://127.0.0.1:")
+    assert line.endswith(f": {MAY_NOT_READ}")
+
+
+async def test_scopes_are_not_seen_where_the_own_user_is_read() -> None:
+    users = {ALICE: ClusterUser("alice", extra={SCOPES: ["user:info"]})}
+
+    async with provider_for(StandInCluster(users), review="users-self") as provider:
+        assert (await identify(provider, ALICE)).restriction is None
+
+
+async def test_a_cluster_without_users_api_is_a_failure(log: pytest.LogCaptureFixture) -> None:
+    async with provider_for(StandInCluster(USERS, has_users_api=False), review="users-self") as provider:
+        failure = await failure_of(provider)
+
+    assert failure.headers == ((b"retry-after", b"2"),)
+    [line] = warnings(log)
+    assert line.endswith(f" failed: {NO_USERS_API}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param(JSONResponse({"kind": "Status"}, 500), "500", id="500"),
+        pytest.param(JSONResponse({"kind": "Status"}, 429), "429", id="429"),
+        pytest.param(HTMLResponse("<h1>Bad Gateway</h1>", 502), "502", id="502"),
+        pytest.param(JSONResponse({"kind": "Status"}, 400), "400", id="400"),
+        pytest.param(HTMLResponse("<h1>Log in</h1>", 401), "401", id="401 of somebody in front"),
+        pytest.param(HTMLResponse("<h1>Blocked</h1>", 403), "403", id="403 of somebody in front"),
+        pytest.param(HTMLResponse("not found", 404), NO_USERS_API, id="404"),
+        pytest.param(RedirectResponse("https://elsewhere.example"), "307", id="redirect"),
+        pytest.param(JSONResponse({"metadata": {"name": "alice"}}, 201), "201", id="created"),
+        pytest.param(Response(status_code=204), "204", id="no content"),
+        pytest.param(HTMLResponse("<h1>Log in</h1>"), "its answer is no User", id="HTML"),
+        pytest.param(Response(), "its answer is no User", id="empty"),
+        pytest.param(Response(b'{"metadata": {"name": "\xff"}}'), "its answer is no User", id="no text"),
+        pytest.param(Response(b'{"x":' + b"[" * 100_000), "its answer is no User", id="nested deeply"),
+        pytest.param(JSONResponse([]), "its answer is no User", id="array"),
+        pytest.param(JSONResponse({}), "its answer is no User", id="empty object"),
+        pytest.param(JSONResponse({"kind": "UserList", "metadata": {"name": "a"}}), "its answer is no User", id="kind"),
+        pytest.param(JSONResponse({"metadata": {"name": 5}}), "its answer is no User", id="name is a number"),
+        pytest.param(
+            JSONResponse({"metadata": {"name": "a"}, "groups": "a"}), "its answer is no User", id="groups is text"
+        ),
+        pytest.param(JSONResponse({"metadata": {}}), "its answer names no user", id="no name"),
+        pytest.param(JSONResponse({"metadata": {"name": ""}}), "its answer names no user", id="empty name"),
+        pytest.param(
+            JSONResponse({"kind": "User"}, headers={"content-encoding": "gzip"}),
+            "DecodingError",
+            id="compressed wrongly",
+        ),
+    ],
+)
+async def test_an_answer_that_is_no_user_is_a_failure(
+    answer: Response, reason: str, log: pytest.LogCaptureFixture
+) -> None:
+    cluster = StandInCluster(USERS)
+    cluster.failure = answer
+
+    async with provider_for(cluster, review="users-self") as provider:
+        failure = await failure_of(provider)
+
+    assert failure.headers == ((b"retry-after", b"2"),)
+    [line] = warnings(log)
+    assert line.startswith("token review at http://127.0.0.1:")
+    assert line.endswith(f" failed: {reason}")
+
+
+@pytest.mark.parametrize("answer", [Response(status_code=401), JSONResponse({"kind": "Status"}, 401)])
+async def test_a_401_of_any_shape_but_html_refuses_the_token(answer: Response) -> None:
+    cluster = StandInCluster(USERS)
+    cluster.failure = answer
+
+    async with provider_for(cluster, review="users-self") as provider:
+        assert await refusal_of(provider, ALICE) == {"reason": "unknown"}
+
+    assert cluster.own_user_reads == [ALICE]
+
+
+def test_there_are_two_ways_to_review() -> None:
+    options: dict[str, Any] = {"review": "whoami"}
+
+    with pytest.raises(ValueError, match="a review is tokenreview or users-self, not whoami"):
+        OpenShiftProvider(api_url="https://kubernetes.default.svc", **options)

@@ -32,10 +32,11 @@ from maas_middleware.settings import (
     models_of,
     tiers_of,
     validated,
+    warnings_of,
 )
 from maas_middleware.settings.loading import existing, variable
 from maas_middleware.settings.schema import leaves, schema_of
-from maas_middleware.tiers import Tier
+from maas_middleware.tiers import FEATURES, Tier
 from maas_middleware.tokens import LifetimePolicy
 
 Write = Callable[..., str]
@@ -87,6 +88,8 @@ def test_nothing_configured_is_the_defaults() -> None:
     assert loaded.origin is None
     assert loaded.public_paths == ("/health", "/healthz", "/ready", "/ping", "/version", "/metrics")
     assert (loaded.openshift.api_url, loaded.openshift.timeout) == ("https://kubernetes.default.svc", 3.0)
+    assert (loaded.openshift.review, loaded.trusted_proxies) == ("tokenreview", ())
+    assert loaded.ietf_rate_limit_headers is False
     assert loaded.proxy == ProxySettings(
         connect_timeout=5.0, first_byte_timeout=120.0, idle_timeout=60.0, max_body_bytes=33_554_432
     )
@@ -179,6 +182,15 @@ def test_origin_tells_what_the_file_decided(write: Write) -> None:
         pytest.param("MAAS_OPENSHIFT_ALLOW_SERVICE_ACCOUNTS", "0", "openshift.allow_service_accounts", False, id="off"),
         pytest.param("MAAS_PROXY_MAX_BODY_BYTES", " 10 ", "proxy.max_body_bytes", 10, id="number"),
         pytest.param("MAAS_SCOPE", "inference", "scope", "inference", id="choice"),
+        pytest.param("MAAS_OPENSHIFT_REVIEW", "users-self", "openshift.review", "users-self", id="choice-with-a-dash"),
+        pytest.param("MAAS_IETF_RATE_LIMIT_HEADERS", "yes", "ietf_rate_limit_headers", True, id="headers"),
+        pytest.param(
+            "MAAS_TRUSTED_PROXIES",
+            "10.0.0.0/8, ::1,*,fe80::1%eth0",
+            "trusted_proxies",
+            ("10.0.0.0/8", "::1", "*", "fe80::1%eth0"),
+            id="peers",
+        ),
         pytest.param("MAAS_MODELS", '[{"id": "m"}]', "models", (ModelSettings(id="m"),), id="json-list"),
         pytest.param("MAAS_MODELS", "null", "models", None, id="json-null"),
         pytest.param(
@@ -335,6 +347,32 @@ def test_no_file_at_all_can_be_asked_for() -> None:
             "public_url: http://user:hunter2@x",
             "public_url: has to be a URL without credentials, query and fragment",
             id="credentials-in-url",
+        ),
+        pytest.param(
+            "openshift: {review: userinfo}",
+            "openshift.review: has to be tokenreview or users-self",
+            id="no-such-review",
+        ),
+        pytest.param(
+            "ietf_rate_limit_headers: draft-10", "ietf_rate_limit_headers: has to be true or false", id="no-such-draft"
+        ),
+        pytest.param("trusted_proxies: '*'", "trusted_proxies: has to be a list", id="peer-that-is-no-list"),
+        pytest.param(
+            "trusted_proxies: [127.0.0.1, proxy.example.com]",
+            "trusted_proxies[1]: has to be an IP address, a network such as 10.0.0.0/8, or *: "
+            "'proxy.example.com' does not appear to be an IPv4 or IPv6 network",
+            id="peer-by-name",
+        ),
+        pytest.param(
+            "trusted_proxies: [10.0.0.1/8]",
+            "trusted_proxies[0]: has to be an IP address, a network such as 10.0.0.0/8, or *: "
+            "10.0.0.1/8 has host bits set",
+            id="address-and-network-at-once",
+        ),
+        pytest.param(
+            "tier_limits: {free: {max_tokens_per_request: 5}}",
+            "tier_limits.free.max_tokens_per_request: is unknown to this version",
+            id="no-limit",
         ),
         pytest.param("tier_limits: {5: {}}", "tier_limits.5: has to be text", id="map-key-that-is-no-text"),
         pytest.param("tier_limits: {free: 5}", "tier_limits.free: has to be a mapping", id="map-value"),
@@ -649,11 +687,68 @@ def test_a_tier_is_read_completely() -> None:
         "level": -3,
         "groups": ["a", "b"],
         "limits": {"requests": "5/minute;100/day", "tokens": "unlimited"},
+        "max_tokens_per_request": 2048,
+        "features": ["streaming", "tools"],
     }
 
     (tier,) = tiers_of(load_settings({}, tiers=[written]))
 
-    assert tier == Tier("gold", "Gold", "For few", -3, ("a", "b"), (Limit(5, 60), Limit(100, 86_400)), ())
+    assert tier == Tier(
+        name="gold",
+        display_name="Gold",
+        description="For few",
+        level=-3,
+        groups=("a", "b"),
+        requests=(Limit(5, 60), Limit(100, 86_400)),
+        tokens=(),
+        max_tokens_per_request=2048,
+        features=frozenset({"streaming", "tools"}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "features"),
+    [
+        pytest.param({}, None, id="left-out"),
+        pytest.param({"features": "all"}, None, id="all"),
+        pytest.param({"features": []}, frozenset(), id="none"),
+        pytest.param({"features": list(FEATURES)}, frozenset(FEATURES), id="each"),
+    ],
+)
+def test_features_are_all_or_those_that_are_named(written: dict[str, Any], features: frozenset[str] | None) -> None:
+    (tier,) = tiers_of(load_settings({}, tiers=[{**GOLD, **written}]))
+
+    assert tier.features == features
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        pytest.param(
+            {"features": ["tools", "video"]},
+            f"tiers[0].features[1]: has to be {' or '.join(sorted(FEATURES))}",
+            id="unknown-feature",
+        ),
+        pytest.param({"features": "tools"}, "tiers[0].features: has to be a list or all", id="feature-that-is-no-list"),
+        pytest.param({"features": None}, "tiers[0].features: has to be a list or all", id="null-is-no-list"),
+        pytest.param(
+            {"max_tokens_per_request": 0}, "tiers[0].max_tokens_per_request: has to be more than 0", id="no-tokens"
+        ),
+        pytest.param(
+            {"max_tokens_per_request": "2k"},
+            "tiers[0].max_tokens_per_request: has to be a whole number",
+            id="no-number",
+        ),
+    ],
+)
+def test_a_bad_tier_is_refused(written: dict[str, Any], expected: str) -> None:
+    assert problems_of(lambda: load_settings({}, tiers=[{**GOLD, **written}])) == [expected]
+
+
+def test_a_tier_may_say_that_it_has_no_cap() -> None:
+    (tier,) = tiers_of(load_settings({}, tiers=[{**GOLD, "max_tokens_per_request": None}]))
+
+    assert tier.max_tokens_per_request is None
 
 
 @pytest.mark.parametrize(
@@ -801,6 +896,7 @@ def test_the_defaults_of_a_model() -> None:
 
     assert (model.name, model.upstream_model, model.path) == ("ns/m", "ns/m", "/ns/m")
     assert (model.tiers, model.upstreams, model.api_key) == (frozenset(), (), None)
+    assert (model.aliases, model.context_length, model.audio_tokens_per_second) == ((), None, 10)
 
 
 def test_a_model_is_read_completely(write: Write) -> None:
@@ -812,12 +908,16 @@ def test_a_model_is_read_completely(write: Write) -> None:
         "upstream_model": "org/m",
         "path": "/x/y",
         "api_key_file": write(" hunter2\n", "key"),
+        "aliases": ["gpt-4o", "org/m"],
+        "context_length": 8192,
+        "audio_tokens_per_second": 0,
     }
 
     (model,) = models_of(load_settings({}, models=[written])) or ()
 
     assert (model.id, model.name, model.upstream_model, model.path) == ("m", "Model", "org/m", "/x/y")
     assert (model.tiers, model.upstreams) == (frozenset({"free", "premium"}), ("http://h:8000/base",))
+    assert (model.aliases, model.context_length, model.audio_tokens_per_second) == (("gpt-4o", "org/m"), 8192, 0)
     assert model.api_key == "hunter2"
     assert "hunter2" not in repr(model)
 
@@ -837,6 +937,42 @@ SLASHES = "has to start with a slash, and to have none at its end and no two in 
         pytest.param([{"id": "m"}, {"id": "m"}], "models[1].id: m is taken by models[0].id", id="same-id"),
         pytest.param(
             [{"id": "m"}, {"id": "n", "path": "/m"}], "models[1].path: /m is taken by models[0].path", id="same-path"
+        ),
+        pytest.param(
+            [{"id": "m"}, {"id": "n", "aliases": ["x", "m"]}],
+            "models[1].aliases[1]: m is taken by models[0].id",
+            id="alias-of-another-id",
+        ),
+        pytest.param(
+            [{"id": "m", "aliases": ["n"]}, {"id": "n"}],
+            "models[0].aliases[0]: n is taken by models[1].id",
+            id="alias-of-a-later-id",
+        ),
+        pytest.param(
+            [{"id": "m", "aliases": ["x"]}, {"id": "n", "aliases": ["x"]}],
+            "models[1].aliases[0]: x is taken by models[0].aliases[0]",
+            id="alias-of-another-alias",
+        ),
+        pytest.param(
+            [{"id": "m", "aliases": ["m"]}], "models[0].aliases[0]: m is taken by models[0].id", id="alias-of-its-id"
+        ),
+        pytest.param(
+            [{"id": "m", "aliases": ["x", "x"]}],
+            "models[0].aliases[1]: x is taken by models[0].aliases[0]",
+            id="alias-twice",
+        ),
+        pytest.param(
+            [{"id": "m", "aliases": [" x", "m"]}],
+            "models[0].aliases[0]: has to be a name: printable, not empty, without spaces around it",
+            id="alias-that-is-no-name",
+        ),
+        pytest.param(
+            [{"id": "m", "context_length": 0}], "models[0].context_length: has to be more than 0", id="no-context"
+        ),
+        pytest.param(
+            [{"id": "m", "audio_tokens_per_second": -1}],
+            "models[0].audio_tokens_per_second: has to be 0 or more",
+            id="less-than-nothing-a-second",
         ),
         pytest.param([{"id": "v1/m"}], "models[0].path: /v1/m begins with v1, which is reserved", id="reserved-id"),
         pytest.param(
@@ -904,6 +1040,91 @@ def test_the_credential_of_the_inner_app_is_read_from_its_file(write: Write) -> 
 
     assert inner_api_key_of(load_settings({"MAAS_INNER_API_KEY_FILE": path})) == "hunter2"
     assert inner_api_key_of(Settings()) is None
+
+
+# warnings
+
+CAPPED = {**GOLD, "max_tokens_per_request": 2048}
+
+
+def warned(loaded: Settings) -> list[str]:
+    return list(map(str, warnings_of(loaded)))
+
+
+def test_nothing_configured_is_nothing_to_warn_of() -> None:
+    assert warnings_of(Settings()) == []
+
+
+def test_a_cap_that_models_without_a_context_length_do_not_get_is_a_warning() -> None:
+    models = [
+        {"id": "for-all", "tiers": "all"},
+        {"id": "known", "tiers": "all", "context_length": 8192},
+        {"id": "for-gold", "tiers": ["free", "gold"]},
+        {"id": "for-free", "tiers": ["free"]},
+    ]
+
+    loaded = load_settings({}, tiers=[{"name": "free"}, CAPPED], models=models)
+
+    assert warned(loaded) == [
+        "tiers[1].max_tokens_per_request: binds only requests that name a cap themselves, "
+        "for there is no context_length in models[0], models[2]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "models"),
+    [
+        pytest.param([CAPPED], [{"id": "m", "tiers": "all", "context_length": 8192}], id="context-is-known"),
+        pytest.param([CAPPED], [{"id": "m", "tiers": []}], id="not-for-the-tier"),
+        pytest.param([CAPPED], [], id="no-models"),
+        pytest.param([GOLD], [{"id": "m", "tiers": "all"}], id="no-cap"),
+        pytest.param([GOLD], None, id="no-cap-and-any-model"),
+    ],
+)
+def test_a_cap_that_binds_every_request_is_no_warning(tiers: list[object], models: list[object] | None) -> None:
+    assert warned(load_settings({}, tiers=tiers, models=models)) == []
+
+
+def test_a_cap_where_the_inner_app_decides_on_models_is_a_warning() -> None:
+    assert warned(load_settings({}, tiers=[CAPPED])) == [
+        "tiers[0].max_tokens_per_request: binds only requests that name a cap themselves, "
+        "for without models no context_length is known"
+    ]
+
+
+def test_warnings_name_the_places_in_the_file(write: Write) -> None:
+    config = write(json.dumps({"tiers": [CAPPED], "models": [{"id": "m", "tiers": "all"}]}))
+
+    of_file = warned(load_settings({}, config=config))
+    of_both = warned(load_settings({"MAAS_MODELS": '[{"id": "m", "tiers": "all"}]'}, config=config))
+
+    assert of_file == [
+        "maas.yaml: tiers[0].max_tokens_per_request: binds only requests that name a cap themselves, "
+        "for there is no context_length in maas.yaml: models[0]"
+    ]
+    assert of_both == [
+        "maas.yaml: tiers[0].max_tokens_per_request: binds only requests that name a cap themselves, "
+        "for there is no context_length in models[0]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "place"),
+    [pytest.param(False, "tiers.yaml: [0]", id="list"), pytest.param(True, "tiers.yaml: tiers[0]", id="mapping")],
+)
+def test_warnings_name_the_places_in_the_file_of_the_tiers(wrapped: bool, place: str, write: Write) -> None:
+    tiers = json.dumps({"tiers": [CAPPED]} if wrapped else [CAPPED])
+    loaded = load_settings({"MAAS_TIERS_FILE": write(tiers, "tiers.yaml")})
+
+    (warning,) = warnings_of(loaded)
+
+    assert warning.place == f"{place}.max_tokens_per_request"
+
+
+def test_a_file_of_tiers_that_is_gone_is_a_problem_and_no_warning() -> None:
+    assert problems_of(lambda: warnings_of(Settings(tiers_file="/nowhere/tiers.yaml"))) == [
+        "tiers_file: /nowhere/tiers.yaml cannot be read: No such file or directory"
+    ]
 
 
 # tokens

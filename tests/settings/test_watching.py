@@ -14,7 +14,7 @@ from maas_middleware.identity import Identity
 from maas_middleware.settings import ConfigurationError, Settings, TierSettings, load_settings, validated
 from maas_middleware.settings.watching import WatchedTiers
 from maas_middleware.testing.clock import FakeClock
-from maas_middleware.tiers import GroupTierResolver
+from maas_middleware.tiers import FEATURES, GroupTierResolver
 
 FREE = "[{name: free, groups: [a]}]"
 BOTH = "[{name: free, groups: [a]}, {name: premium, level: 1, groups: [a]}]"
@@ -190,6 +190,30 @@ def test_inline_tiers_of_the_config_file_are_watched(tmp_path: Path) -> None:
 
     assert names(tiers) == ["free", "premium"]
     assert tiers.current()[1].tokens[0].amount == 7
+
+
+def test_what_a_tier_may_do_changes_with_its_file(tmp_path: Path) -> None:
+    clock, file = FakeClock(), tmp_path / "tiers.yaml"
+    tiers = WatchedTiers(validated(Settings(tiers_file=write(file, FREE))), clock=clock)
+    (before,) = tiers.current()
+
+    write(file, "[{name: free, groups: [a], max_tokens_per_request: 64, features: [tools]}]")
+    clock.advance(1)
+
+    (after,) = tiers.current()
+    assert (before.max_tokens_per_request, before.features) == (None, None)
+    assert (after.max_tokens_per_request, after.features) == (64, frozenset({"tools"}))
+
+
+def test_a_feature_that_nobody_knows_is_refused_at_run_time_too(tmp_path: Path) -> None:
+    clock, file = FakeClock(), tmp_path / "tiers.yaml"
+    tiers = WatchedTiers(validated(Settings(tiers_file=write(file, FREE))), clock=clock)
+
+    write(file, "[{name: free, features: [tols]}]")
+    clock.advance(1)
+
+    assert tiers.current()[0].features is None
+    assert tiers.problem == f"tiers.yaml: [0].features[0]: has to be {' or '.join(sorted(FEATURES))}"
 
 
 def test_keywords_and_environment_still_go_before_a_changed_config_file(

@@ -12,7 +12,14 @@ from anyio.lowlevel import checkpoint
 from starlette.responses import HTMLResponse
 
 from maas_middleware.testing.clock import FakeClock
-from maas_middleware.testing.cluster import API_AUDIENCE, REVIEWS_PATH, ClusterUser, Review, StandInCluster
+from maas_middleware.testing.cluster import (
+    API_AUDIENCE,
+    OWN_USER_PATH,
+    REVIEWS_PATH,
+    ClusterUser,
+    Review,
+    StandInCluster,
+)
 from tests.servers import serving
 
 ALICE = "sha256~alice0123456789abcdefghijklmnopqrstuvwxyz0"
@@ -36,6 +43,12 @@ async def post(
     headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
     async with serving(cluster) as url, httpx.AsyncClient(base_url=url) as client:
         return await client.post(path, content=body, headers=headers)
+
+
+async def own_user(cluster: StandInCluster, bearer: str | None = None) -> httpx.Response:
+    headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+    async with serving(cluster) as url, httpx.AsyncClient(base_url=url) as client:
+        return await client.get(OWN_USER_PATH, headers=headers)
 
 
 def review_of(token: str, *audiences: str) -> bytes:
@@ -240,11 +253,11 @@ async def test_other_resources_and_methods() -> None:
 
     async with serving(cluster) as url, httpx.AsyncClient(base_url=url) as client:
         resource = await client.post("/api/v1/pods")
-        method = await client.get(REVIEWS_PATH)
+        methods = [await client.get(REVIEWS_PATH), await client.post(OWN_USER_PATH)]
 
     assert (resource.status_code, resource.json()["reason"]) == (404, "NotFound")
-    assert (method.status_code, method.json()["reason"]) == (405, "MethodNotAllowed")
-    assert cluster.reviews == []
+    assert [(method.status_code, method.json()["reason"]) for method in methods] == [(405, "MethodNotAllowed")] * 2
+    assert (cluster.reviews, cluster.own_user_reads) == ([], [])
 
 
 async def test_another_app_can_answer_instead_of_reviews() -> None:
@@ -273,3 +286,135 @@ async def test_reviews_wait_at_the_gate() -> None:
         cluster.gate.set()
 
     assert statuses == [201]
+
+
+async def test_the_own_user_of_a_token() -> None:
+    cluster = StandInCluster({ALICE: ClusterUser("alice", ("b", "a", "system:authenticated"), "uid-alice")})
+
+    response = await own_user(cluster, ALICE)
+
+    assert response.status_code == 200
+    assert response.json() == {
+        "kind": "User",
+        "apiVersion": "user.openshift.io/v1",
+        "metadata": {"name": "alice", "uid": "uid-alice", "creationTimestamp": None},
+        "groups": ["a", "b"],
+    }
+    assert (cluster.own_user_reads, cluster.reviews) == ([ALICE], [])
+
+
+async def test_the_own_user_without_uid() -> None:
+    response = await own_user(StandInCluster({"token": ClusterUser("bob")}), "token")
+
+    assert response.json()["metadata"] == {"name": "bob", "creationTimestamp": None}
+
+
+@pytest.mark.parametrize(
+    ("token", "has_users_api"),
+    [
+        pytest.param("nonsense", True, id="unknown"),
+        pytest.param("nonsense", False, id="unknown, and no users API"),
+        pytest.param(token_of({"exp": 1}), True, id="expired"),
+        pytest.param(token_of({"aud": ["ours"]}), True, id="for another audience"),
+    ],
+)
+async def test_the_own_user_of_a_token_that_is_not_accepted(token: str, has_users_api: bool) -> None:
+    users = {**USERS, token_of({"exp": 1}): GATEWAY, token_of({"aud": ["ours"]}): GATEWAY}
+    cluster = StandInCluster(users, has_users_api=has_users_api)
+
+    response = await own_user(cluster, token)
+
+    assert response.status_code == 401
+    assert response.json() == {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": "Unauthorized",
+        "reason": "Unauthorized",
+        "code": 401,
+    }
+    assert cluster.own_user_reads == [token]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "status"),
+    [
+        pytest.param(["user:full"], 200, id="full"),
+        pytest.param(["user:info"], 200, id="info"),
+        pytest.param(["user:check-access", "user:info"], 200, id="info among others"),
+        pytest.param(["user:check-access"], 403, id="another"),
+        pytest.param([], 403, id="none"),
+    ],
+)
+async def test_the_own_user_needs_a_scope_that_may_read_it(scopes: list[str], status: int) -> None:
+    alice = ClusterUser("alice", extra={"scopes.authorization.openshift.io": scopes})
+
+    response = await own_user(StandInCluster({ALICE: alice}), ALICE)
+
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("bearer", "name", "why"),
+    [
+        pytest.param(ALICE, "alice", ": scopes [user:list-projects role:x] prevent this action", id="narrow scopes"),
+        pytest.param(None, "system:anonymous", "", id="no token"),
+    ],
+)
+async def test_the_own_user_is_forbidden(bearer: str | None, name: str, why: str) -> None:
+    scopes = {"scopes.authorization.openshift.io": ("user:list-projects", "role:x")}
+    cluster = StandInCluster({ALICE: ClusterUser("alice", extra=scopes)})
+
+    response = await own_user(cluster, bearer)
+
+    assert response.status_code == 403
+    assert response.json() == {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": f'users.user.openshift.io "~" is forbidden: User "{name}" cannot get resource "users" in API group '
+        f'"user.openshift.io" at the cluster scope{why}',
+        "reason": "Forbidden",
+        "details": {"name": "~", "group": "user.openshift.io", "kind": "users"},
+        "code": 403,
+    }
+    assert cluster.own_user_reads == [bearer]
+
+
+async def test_a_cluster_can_be_without_users() -> None:
+    cluster = StandInCluster(USERS)
+    cluster.has_users_api = False
+
+    response = await own_user(cluster, ALICE)
+
+    assert (response.status_code, response.json()["reason"]) == (404, "NotFound")
+    assert cluster.own_user_reads == [ALICE]
+
+
+async def test_another_app_can_answer_instead_of_own_users() -> None:
+    cluster = StandInCluster(USERS)
+    cluster.failure = HTMLResponse("<h1>maintenance</h1>", 503)
+
+    response = await own_user(cluster, ALICE)
+
+    assert (response.status_code, response.text) == (503, "<h1>maintenance</h1>")
+
+
+async def test_own_users_wait_at_the_gate() -> None:
+    cluster = StandInCluster(USERS)
+    cluster.gate = anyio.Event()
+    statuses: list[Any] = []
+
+    async def ask() -> None:
+        statuses.append((await own_user(cluster, ALICE)).status_code)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        while not cluster.own_user_reads:
+            await checkpoint()
+        assert statuses == []
+        cluster.gate.set()
+
+    assert statuses == [200]

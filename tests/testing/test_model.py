@@ -301,7 +301,7 @@ async def test_a_request_that_makes_no_sense(body: Any, path: str, message: str)
 
 async def test_other_paths_and_methods() -> None:
     async with client_of(SimulatedModel()) as client:
-        path = await client.post("/v1/embeddings")
+        path = await client.post("/v1/nothing")
         method = await client.get(CHAT)
 
     assert (path.status_code, path.json()) == (404, {"detail": "Not Found"})

@@ -1,0 +1,131 @@
+"""The dialects that endpoints speak: what an answer may come to, how its stream begins and ends, how errors look."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+ErrorFormat = Literal["openai", "anthropic", "responses"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """How the events of an answer are told apart, by patterns that match anywhere in one event.
+
+    Inside of JSON text quotes are escaped, so that nothing that a model says can look like one of these.
+
+    Attributes:
+        begins: a part of the answer.
+        ends: the answer is whole, or says that it failed.
+        fails: the model reports an error.
+        content: one match for each piece of content, about a token.
+    """
+
+    begins: re.Pattern[bytes]
+    ends: re.Pattern[bytes]
+    fails: re.Pattern[bytes]
+    content: re.Pattern[bytes]
+
+
+def _field(name: bytes) -> bytes:
+    # only where a line begins, which may end in LF, CR or both; a pattern that begins with a letter is the faster one
+    return name + rb":(?<=(?<![^\r\n])" + name + rb":)[ ]?"
+
+
+def _stream(*, begins: bytes, ends: bytes, fails: bytes, content: bytes) -> StreamFormat:
+    ends = b"|".join((_field(b"data") + rb"\[DONE\]", ends, fails))
+    return StreamFormat(*(re.compile(pattern) for pattern in (begins, ends, fails, content)))
+
+
+def _type(name: bytes) -> bytes:
+    return rb'"type"\s*:\s*"' + name + rb'"'
+
+
+def _failure(name: bytes) -> bytes:
+    # only the event's own type: the Responses API repeats objects of the request, in which users may write anything
+    name = rb"(?:" + name + rb")"
+    return b"|".join(
+        (
+            _field(b"event") + name + rb"(?![^\r\n])",
+            _field(b"data") + rb"\{\s*" + _type(name),
+            _type(name) + rb"\s*\}\s*\Z",
+            _field(b"data") + rb'\{\s*"error"\s*:\s*["{]',
+        )
+    )
+
+
+# vLLM up to 0.10 has the fields of an error at the top level
+_ERROR_OBJECT = rb'"error"\s*:\s*["{]|"object"\s*:\s*"error"'
+_CHOICES_CONTENT = rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"[^"]'
+
+_CHOICES = _stream(
+    begins=rb'"choices"',
+    ends=rb'"finish_reason"\s*:\s*"',
+    fails=_ERROR_OBJECT,
+    content=_CHOICES_CONTENT,
+)
+_BLOCKS = _stream(
+    begins=_type(rb"(?:message|content_block)_[a-z_]+"),
+    ends=_type(rb"message_stop"),
+    fails=_failure(rb"error"),
+    content=rb'"(?:text|thinking|partial_json)"\s*:\s*"[^"]',
+)
+_ITEMS = _stream(
+    begins=_type(rb"response\.[a-z_.]+"),
+    ends=_type(rb"response\.(?:completed|incomplete|cancelled)"),
+    fails=_failure(rb"error|response\.failed"),
+    content=_type(rb"response\.[a-z_.]+\.delta"),
+)
+_TRANSCRIPT = _stream(
+    begins=rb'"choices"|' + _type(rb"transcript\.[a-z_.]+"),
+    ends=rb'"finish_reason"\s*:\s*"|' + _type(rb"transcript\.text\.done"),
+    fails=_ERROR_OBJECT,
+    content=rb'"(?:content|delta)"\s*:\s*"[^"]',
+)
+_MEDIA = _stream(
+    begins=_type(rb"(?:speech|image_generation|image_edit)\.[a-z_.]+"),
+    ends=_type(rb"(?:speech\.audio\.done|image_generation\.completed|image_edit\.completed)"),
+    fails=_failure(rb"error"),
+    content=_type(rb"[a-z_.]+\.(?:delta|partial_image)"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A way to ask a model and to be answered.
+
+    Attributes:
+        name: what people call it.
+        output_tokens: what an answer is taken for whose request names no cap; 0 where nothing is generated.
+        cap: the field by which a request is given a cap; None where it cannot have one.
+        is_form: whether requests are multipart forms instead of JSON objects.
+        asks_for_usage: whether a stream tells its usage only where `stream_options.include_usage` asks for it.
+        completes_usage: whether the usages of one stream complete each other; else the last one is the whole.
+        errors: the shape of errors.
+        stream: None where no answer is a stream.
+    """
+
+    name: str
+    output_tokens: int = 0
+    cap: str | None = None
+    is_form: bool = False
+    asks_for_usage: bool = False
+    completes_usage: bool = False
+    errors: ErrorFormat = "openai"
+    stream: StreamFormat | None = None
+
+
+CHAT = Dialect("chat", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES)
+COMPLETIONS = Dialect("completions", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES)
+MESSAGES = Dialect("messages", 512, "max_tokens", completes_usage=True, errors="anthropic", stream=_BLOCKS)
+RESPONSES = Dialect("responses", 512, "max_output_tokens", errors="responses", stream=_ITEMS)
+EMBEDDINGS = Dialect("embeddings")
+RERANK = Dialect("rerank")
+POOLING = Dialect("pooling")
+TOKENIZE = Dialect("tokenize")
+COUNT_TOKENS = Dialect("count tokens", errors="anthropic")
+TRANSCRIPTION = Dialect("transcription", 512, is_form=True, stream=_TRANSCRIPT)
+SPEECH = Dialect("speech", stream=_MEDIA)
+IMAGES = Dialect("images", 1024, stream=_MEDIA)
+IMAGE_FORM = Dialect("images", 1024, is_form=True, stream=_MEDIA)

@@ -1,0 +1,54 @@
+"""What a configuration may say, and probably does not mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .loading import Problem
+from .reader import Reader
+from .sections import Settings
+from .tiers import TierSettings, entries_from
+
+
+def warnings_of(settings: Settings) -> list[Problem]:
+    """What is valid and probably not meant, each with its place: sentences for whoever runs the service.
+
+    Args:
+        settings: from `load_settings` or `validated`; `tiers_file` is read.
+
+    Raises:
+        ConfigurationError: that file has become invalid since.
+    """
+    reader = Reader()
+    place, tiers = entries_from(reader, settings.tiers, settings.tiers_file)
+    reader.finish()
+    if settings.tiers_file is None:
+        place = _place(settings, "tiers")
+    return list(_caps_that_need_a_context_length(settings, place, tiers))
+
+
+def _place(settings: Settings, key: str) -> str:
+    origin = settings.origin
+    return key if origin is None or key not in origin.keys else f"{Path(origin.config).name}: {key}"
+
+
+def _caps_that_need_a_context_length(
+    settings: Settings, place: str, tiers: Sequence[TierSettings]
+) -> Iterator[Problem]:
+    for index, tier in enumerate(tiers):
+        if tier.max_tokens_per_request is not None and (reason := _why_nothing_is_capped(settings, tier)):
+            message = f"binds only requests that name a cap themselves, for {reason}"
+            yield Problem(f"{place}[{index}].max_tokens_per_request", message)
+
+
+def _why_nothing_is_capped(settings: Settings, tier: TierSettings) -> str | None:
+    if settings.models is None:
+        return "without models no context_length is known"
+    models = _place(settings, "models")
+    lacking = [
+        f"{models}[{index}]"
+        for index, model in enumerate(settings.models)
+        if model.context_length is None and (model.tiers == "all" or tier.name in model.tiers)
+    ]
+    return f"there is no context_length in {', '.join(lacking)}" if lacking else None

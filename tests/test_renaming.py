@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maas_middleware.catalogue import Model
+from maas_middleware.renaming import Renaming
+
+RENAMING = Renaming(Model("org/simulator", upstream_model="sim-7b"))
+
+
+@pytest.mark.parametrize(
+    ("document", "renamed"),
+    [
+        pytest.param(b'{"model":"sim-7b"}', b'{"model":"org/simulator"}', id="top"),
+        pytest.param(b'{"model" : \n"sim-7b", "a":1}', b'{"model" : \n"org/simulator", "a":1}', id="with-spaces"),
+        pytest.param(b'{"response":{"model":"sim-7b"}}', b'{"response":{"model":"org/simulator"}}', id="response"),
+        pytest.param(b'{"message":{"model":"sim-7b"}}', b'{"message":{"model":"org/simulator"}}', id="message"),
+        pytest.param(
+            b'data: {"model":"sim-7b"}\n\ndata: {"model":"sim-7b"}\n\n',
+            b'data: {"model":"org/simulator"}\n\ndata: {"model":"org/simulator"}\n\n',
+            id="events",
+        ),
+    ],
+)
+def test_answer_calls_the_model_by_its_id(document: bytes, renamed: bytes) -> None:
+    assert RENAMING(document) == renamed
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(b'{"model":"sim-7b-chat"}', id="longer-name"),
+        pytest.param(b'{"model":"sim"}', id="shorter-name"),
+        pytest.param(b'{"model":"simx7b"}', id="no-pattern"),
+        pytest.param(b'{"model":"SIM-7B"}', id="other-case"),
+        pytest.param(b'{"name":"sim-7b"}', id="another-field"),
+        pytest.param(b'{"root_model":"sim-7b"}', id="end-of-a-field"),
+        pytest.param(b'{"model":null}', id="null"),
+        pytest.param(b'{"text":"sim-7b"}', id="text"),
+        pytest.param(json.dumps({"text": '{"model":"sim-7b"}'}).encode(), id="json-as-text"),
+        pytest.param(json.dumps({"text": '\\"model\\":"sim-7b"'}).encode(), id="backslashes-as-text"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_everything_else_stays_as_it_is(document: bytes) -> None:
+    assert RENAMING(document) is document
+
+
+@pytest.mark.parametrize(
+    ("upstream_model", "model_id"),
+    [
+        pytest.param("sim.7b", "a.b", id="signs-of-patterns"),
+        pytest.param("(sim", "\\1 \\g<0>", id="signs-of-replacements"),
+        pytest.param('a"b', 'c"d', id="quotes"),
+        pytest.param("C:\\models\\sim", "si/m", id="backslashes"),
+        pytest.param("模型", "modell-ü", id="beyond-ascii"),
+        pytest.param("/models/sim-7b", "simulator", id="path"),
+    ],
+)
+def test_names_may_have_any_signs(upstream_model: str, model_id: str) -> None:
+    renaming = Renaming(Model(model_id, upstream_model=upstream_model))
+
+    document = renaming(json.dumps({"model": upstream_model, "a": 1}, ensure_ascii=False).encode())
+
+    assert json.loads(document) == {"model": model_id, "a": 1}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(None, id="no-model"),
+        pytest.param(Model("sim-7b"), id="one-name"),
+        pytest.param(Model("sim-7b", aliases=("sim",), upstream_model="sim-7b"), id="one-name-with-aliases"),
+    ],
+)
+def test_model_that_has_one_name_is_never_renamed(model: Model | None) -> None:
+    renaming = Renaming(model)
+    document = b'{"model":"sim-7b"}'
+
+    assert not renaming
+    assert renaming(document) is document
+
+
+def test_renaming_that_may_change_something_says_so() -> None:
+    assert RENAMING
