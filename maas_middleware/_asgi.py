@@ -87,13 +87,10 @@ async def read_body(receive: Receive, limit: int, seconds: float = BODY_SECONDS)
 
     Raises:
         RequestTooLarge: over `limit` bytes, counted as they come.
-        RequestTimeout: what follows the first piece takes longer than so many seconds.
+        RequestTimeout: it takes longer than so many seconds.
         ClientLeft: the connection closed first.
     """
-    body, more = await _read_piece(receive, limit)
-    if not more:
-        return body
-    pieces, size = [body], len(body)
+    pieces, size, more = [], 0, True
     try:
         with anyio.fail_after(seconds):
             while more:

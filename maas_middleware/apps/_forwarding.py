@@ -25,6 +25,7 @@ _NOT_RETURNED = _HOP_BY_HOP | {
     *(b"server", b"date", b"set-cookie", b"via", b"location", b"content-location", b"link", b"alt-svc"),
     *(b"www-authenticate", b"retry-after", b"x-powered-by", b"x-request-id"),
 }
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _WAITS = {
     b"retry-after": re.compile(rb"[0-9]{1,9}"),
     b"retry-after-ms": re.compile(rb"[0-9]{1,12}"),
@@ -66,11 +67,16 @@ def response_headers(given: Headers) -> Headers:
     dropped = _NOT_RETURNED | _named_by_connection(given)
     if any(name == b"transfer-encoding" for name, _ in given):
         dropped |= {b"content-length"}  # RFC 9112 6.3: it counts for nothing
-    headers = [pair for pair in given if pair[0] not in dropped and not pair[0].startswith(_NOT_RETURNED_PREFIXES)]
+    headers = [pair for pair in given if pair[0] not in dropped and _is_returned(*pair)]
     if not any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers):
         return headers
     headers = [pair for pair in headers if pair[0] not in (b"cache-control", b"x-accel-buffering")]
     return [*headers, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+def _is_returned(name: bytes, value: bytes) -> bool:
+    # a server would refuse to send control characters, after we thought that we had answered
+    return not name.startswith(_NOT_RETURNED_PREFIXES) and _CONTROL.search(name + value) is None
 
 
 def upstream_wait(given: Headers) -> dict[bytes, bytes]:

@@ -65,6 +65,28 @@ async def test_body_of_32_mib_is_read(target: Target) -> None:
     assert answer.status == 200
 
 
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        pytest.param("Content-Length: 1000", GOOD, id="shorter-than-its-length"),
+        pytest.param("Content-Length: 1000", b"", id="nothing-of-its-length"),
+        pytest.param(CHUNKED, b"5\r\n{    \r\n", id="no-last-chunk"),
+        pytest.param(CHUNKED, b"", id="no-chunk"),
+        pytest.param(CHUNKED, b"ff\r\n{", id="within-a-chunk"),
+    ],
+)
+async def test_body_that_never_ends_is_408(target: Target, header: str, body: bytes) -> None:
+    token = target.access()
+
+    with anyio.fail_after(2):
+        answer = await target.ask("POST", CHAT, header, token=token, body=body)
+
+    answer.refusal(408, "request_timeout")
+    assert target.service.simulator.requests == []
+    assert await target.used(token) == (0, 0)
+
+
 async def test_request_may_come_byte_by_byte(target: Target) -> None:
     whole = request("POST", CHAT, token=target.access(), body=GOOD)
 

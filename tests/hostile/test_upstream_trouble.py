@@ -76,6 +76,20 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize(
+    "value", [b"a\x01b", b"a\x7fb", b"a\x0bb", b"\xff", b"x" * 60_000], ids=lambda value: repr(value[:3])
+)
+async def test_header_that_no_server_would_send_is_left_out_or_a_reason_to_refuse(target: Target, value: bytes) -> None:
+    model.script = said(answer("200 OK", DOCUMENT, JSON, b"X-Name: " + value))
+
+    answered = await target.chat(target.access())
+
+    if answered.status == 200:
+        assert (answered.whole, answered.body) == (True, DOCUMENT)
+    else:
+        answered.refusal(502, "upstream_error")
+
+
+@pytest.mark.parametrize(
     "trouble",
     [
         pytest.param(said(then_hang=True), id="no-answer"),

@@ -188,10 +188,10 @@ async def test_endpoint_that_is_not_served_is_refused_whatever_the_method_and_ne
         for prefix in ("", "/simulator")
     ]
 
-    errors = [answer.json()["error"] for answer in answers]
-    assert {(answer.status, error["code"]) for answer, error in zip(answers, errors, strict=True)} == {
-        CLOSED[endpoint.kind]
-    }
+    status, code = CLOSED[endpoint.kind]
+    assert {answer.status for answer in answers} == {status}
+    # Anthropic's errors have no code
+    assert {answer.json()["error"].get("code", code) for answer in answers} == {code}
     assert {(await converse(shell, "HEAD", path, headers=[AS_ALICE])).status} == {CLOSED[endpoint.kind][0]}
     assert not any(name.startswith("x-ratelimit") for answer in answers for name, _ in answer.headers)
     assert app.scopes == []
