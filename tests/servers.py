@@ -33,6 +33,7 @@ class _Server(uvicorn.Server):
 async def serving(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
     """Serve an app; yields its base URL. Everything is closed at the end."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it where the protocol is named
     options: dict[str, Any] = {
         "log_level": "warning",
         "timeout_graceful_shutdown": 1,
@@ -56,6 +57,7 @@ async def serving(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
 def serving_in_thread(app: ASGIApp) -> Iterator[str]:
     """Serve an app for tests that have no event loop of their own; yields its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it where the protocol is named
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

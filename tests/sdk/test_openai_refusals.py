@@ -15,7 +15,7 @@ from .site import MAXIMUM_BODY_BYTES, Site, User, tampered
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 # one of each family: of JSON, streamed and not; numbered events; forms; media
-KINDS = ("chat", "chat-stream", "responses", "responses-stream", "embeddings", "transcriptions", "speech")
+KINDS = ("chat", "chat-stream", "responses-stream", "embeddings", "transcriptions", "speech")
 NO_CREDENTIAL = {"Authorization": openai.Omit()}
 
 

@@ -71,7 +71,7 @@ async def check_anthropic(
 
 
 @pytest.mark.parametrize(("script", "status"), TROUBLE)
-@pytest.mark.parametrize("kind", ["chat", "responses-stream", "embeddings", "transcriptions", "speech"])
+@pytest.mark.parametrize("kind", ["chat", "responses-stream", "transcriptions", "speech"])
 async def test_openai_before_the_first_byte(troubled: Site, kind: str, script: Script, status: int) -> None:
     model.script = script
 
