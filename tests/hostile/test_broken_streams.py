@@ -102,9 +102,6 @@ async def test_event_that_was_begun_is_ended_before_the_farewell(target: Target)
     assert sent in (HELLO, HELLO + b'data: {"choices": [{"delta": {"content": "Hel\n\n')
 
 
-FAILURE = event(ERROR)
-
-
 @pytest.mark.parametrize("hangs", [pytest.param(False, id="closes"), pytest.param(True, id="hangs")])
 async def test_large_document_that_breaks_off_is_cut_visibly(target: Target, hangs: bool) -> None:
     document = b'{"x": "' + b"x" * 5 * MEBIBYTE

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ..raw_upstream import LAST_CHUNK, Script, answer, chunk, chunked_head, raw_upstream
+from ..raw_upstream import Script, answer, chunk, chunked_head, raw_upstream
 from .attack import Target, besieged
-from .scripts import Changing, for_ever, hanging_up, reset_after, said
+from .scripts import Changing, for_ever, hanging_up, said
 
 JSON, SSE, HTML = b"Content-Type: application/json", b"Content-Type: text/event-stream", b"Content-Type: text/html"
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -32,47 +32,6 @@ async def besieged_target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
         async with besieged(tmp_path_factory.mktemp("keys"), models=models, proxy=proxy) as target:
             target.secrets += ["10.0.0.1", "Boom"]
             yield target
-
-
-GARBAGE = [
-    pytest.param(hanging_up, id="hangs-up"),
-    pytest.param(said(), id="closes-without-an-answer"),
-    pytest.param(reset_after(), id="resets"),
-    pytest.param(said(b"HTTP/1.1 200 OK\r\nContent-Le"), id="closes-in-its-headers"),
-    pytest.param(said(chunked_head("application/json")), id="closes-behind-its-headers"),
-    pytest.param(reset_after(chunked_head("application/json")), id="resets-behind-its-headers"),
-    pytest.param(said(b"SSH-2.0-OpenSSH_9.9\r\n"), id="another-protocol"),
-    pytest.param(said(b"\x16\x03\x01\x00\xff" * 100), id="bytes"),
-    pytest.param(said(b"HTTP/1.1 OK\r\n\r\n"), id="no-status"),
-    pytest.param(said(answer("99 X", DOCUMENT, JSON)), id="status-99"),
-    pytest.param(said(answer("600 X", DOCUMENT, JSON)), id="status-600"),
-    pytest.param(said(answer("999 X", DOCUMENT, JSON)), id="status-999"),
-    pytest.param(said(answer("200 OK", b"<html>Hello at 10.0.0.1</html>", HTML)), id="html"),
-    pytest.param(said(answer("200 OK", TELLTALE.encode(), b"Content-Type: text/plain")), id="plain-text"),
-    pytest.param(said(answer("200 OK", TELLTALE.encode())), id="no-content-type"),
-    pytest.param(said(answer("200 OK", TELLTALE.encode(), JSON)), id="text-said-to-be-json"),
-    pytest.param(said(answer("200 OK", b"", JSON)), id="empty"),
-    pytest.param(said(answer("200 OK", DOCUMENT[:-1], JSON)), id="truncated-json"),
-    pytest.param(said(answer("200 OK", b"[{1", JSON)), id="broken-array"),
-    pytest.param(said(answer("200 OK", DOCUMENT.replace(b"chat", b"\xff"), JSON)), id="invalid-utf-8"),
-    pytest.param(said(answer("200 OK", DOCUMENT, JSON).replace(b"Length: ", b"Length: 9")), id="body-too-short"),
-    pytest.param(said(answer("200 OK", DOCUMENT * 2, JSON)), id="two-documents"),
-    pytest.param(said(answer("200 OK", DOCUMENT, JSON, b"Content-Length: 5")), id="two-lengths"),
-    pytest.param(said(answer("200 OK", DOCUMENT, JSON).replace(b"Length: ", b"Length: -")), id="negative-length"),
-    pytest.param(said(chunked_head("application/json"), b"zz\r\n"), id="no-chunk"),
-    pytest.param(said(chunked_head("application/json"), chunk(DOCUMENT)), id="no-last-chunk"),
-    pytest.param(said(chunked_head("application/json"), chunk(DOCUMENT[:-1]), LAST_CHUNK), id="truncated-in-chunks"),
-    pytest.param(said(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), id="upgrade"),
-    pytest.param(said(answer("200 OK", DOCUMENT, JSON, b"X-Huge: " + b"x" * 300_000)), id="huge-header"),
-    pytest.param(for_ever(b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n" * 1000), id="endless-headers"),
-    pytest.param(for_ever(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x" * 10_000), id="endless-header"),
-    pytest.param(said(answer("200 OK", DOCUMENT, JSON, b"X(Name): a")), id="bracket-in-the-name-of-a-header"),
-    *(pytest.param(said(answer(f"{status} X", TELLING, JSON)), id=f"{status}") for status in (401, 403)),
-    *(pytest.param(said(answer(f"{status} X", TELLING, JSON)), id=f"{status}") for status in (500, 501, 505, 599)),
-    *(pytest.param(said(answer(f"{status} X", b"", JSON)), id=f"{status}-empty") for status in (300, 304, 401, 500)),
-    pytest.param(said(answer("500 X", TELLTALE.encode())), id="500-in-plain-text"),
-    pytest.param(said(answer("500 X", TELLING, JSON).replace(b"Length: ", b"Length: 9")), id="500-cut"),
-]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +89,3 @@ async def test_redirect_is_502_and_not_followed(target: Target, status: int) -> 
     answered.refusal(502, "upstream_error")
     assert answered.header("location") is None
     assert trap.connections == []
-
-
-REFUSED = "The model refused the request"
-BAD = {"message": "`temperature` is too hot", "type": "BadRequestError", "param": "temperature", "code": 400}
