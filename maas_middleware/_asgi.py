@@ -129,12 +129,14 @@ def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Recei
     return {**scope, "headers": headers}, replay(body, receive)
 
 
-async def read_json(scope: Scope, receive: Receive, limit: int = MAXIMUM_BODY_BYTES) -> JSONRequest:
+async def read_json(
+    scope: Scope, receive: Receive, limit: int = MAXIMUM_BODY_BYTES, seconds: float = BODY_SECONDS
+) -> JSONRequest:
     """Read and judge an inference request, once for all shells as long as nobody between them changes the body.
 
     Whoever calls it passes the request's `encoded` body on with `with_body`.
     """
-    body = await read_body(receive, limit)
+    body = await read_body(receive, limit, seconds)
     context = ensure_context(scope)
     if not isinstance(context.request, JSONRequest) or context.request.encoded != body:
         context.request = JSONRequest.parse(body)
@@ -154,7 +156,7 @@ async def reject(scope: Scope, receive: Receive, send: Send, error: MaaSError) -
 
 
 async def answer_error(scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:
-    """Answer with an error that somebody else is to blame for."""
+    """Answer with an error, without marking it as a refusal of ours."""
     body = envelope(error, ensure_context(scope).request_id, error_format(scope["path"]))
     if scope["type"] == "http":
         await _respond(send, "http.response", error, body)

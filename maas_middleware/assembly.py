@@ -123,6 +123,7 @@ class Parts:
             idle_timeout=proxy.idle_timeout,
         )
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
+        own["/openapi.json"] = _open(DocumentApp(openapi_document))
         dispatch = self._dispatch(self._inference(inner), own)
         return Service(dispatch, _no_lifespan, [self.logins.aclose, transport.aclose])
 
@@ -149,7 +150,9 @@ class Parts:
             inference=inference,
             documents={
                 "/.well-known/jwks.json": _open(DocumentApp(self.keys.jwks)),
+                "/maas-api/.well-known/jwks.json": _open(DocumentApp(self.keys.jwks)),
                 "/maas-api/health": _open(health_app()),
+                "/maas-api/healthz": _open(health_app()),
                 "/maas-api/ready": _open(self._ready()),
                 "/maas-api/openapi.json": _open(DocumentApp(openapi_document)),
                 **documents,
@@ -162,7 +165,7 @@ class Parts:
         return ForwardedMiddleware(dispatch, trusted=trusted) if trusted else dispatch
 
     def _inference(self, inner: ASGIApp, inner_key: str | None = None) -> ASGIApp:
-        limit, ietf_headers = self.settings.proxy.max_body_bytes, self.settings.ietf_rate_limit_headers
+        limits, ietf_headers = self.settings.proxy, self.settings.ietf_rate_limit_headers
         return stack(
             inner,
             Middleware(ErrorEnvelopeMiddleware),
@@ -172,11 +175,12 @@ class Parts:
                 resolver=self.resolver,
                 catalogue=self.catalogue,
                 ledger=self.ledger,
-                max_body_bytes=limit,
+                max_body_bytes=limits.max_body_bytes,
+                body_timeout=limits.body_timeout,
                 ietf_headers=ietf_headers,
             ),
             Middleware(RateLimitMiddleware, ledger=self.ledger, ietf_headers=ietf_headers),
-            Middleware(UsageMiddleware, max_body_bytes=limit),
+            Middleware(UsageMiddleware, max_body_bytes=limits.max_body_bytes),
         )
 
     def _known(self, app: ASGIApp, inner_key: str | None = None) -> ASGIApp:

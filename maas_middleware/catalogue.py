@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from posixpath import normpath
 from types import MappingProxyType
@@ -31,9 +31,6 @@ from .tiers import Feature, Tier
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MODELS = "/v1/models"
 _MAXIMUM_DOUBLINGS = 4
-RESERVED_SEGMENTS = frozenset({"maas-api", "v1", ".well-known"})
-
-
 Kind = Literal["billable", "unmetered", "administrative", "refused"]
 
 
@@ -104,9 +101,11 @@ ENDPOINTS = (
 _NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 _BY_PATH: Mapping[str, Mapping[str, Endpoint]] = {
     path: MappingProxyType({endpoint.method: endpoint for endpoint in ENDPOINTS if endpoint.path == path})
-    for path in {endpoint.path for endpoint in ENDPOINTS}
+    for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS)
 }
 _BELOW = tuple(path.removesuffix("*") for path in _BY_PATH if path.endswith("/*"))
+# a model of one of these names could not be reached, or would hide what is there
+RESERVED_SEGMENTS = frozenset({"maas-api", "v1", ".well-known", *(path.split("/")[1] for path in _BELOW)})
 _ERROR_FORMATS = {
     endpoint.path: endpoint.dialect.errors
     for endpoint in ENDPOINTS
@@ -142,6 +141,9 @@ class Model:
         api_key: the credential that its server wants, if any.
         context_length: how many tokens prompt and output may have together; None where it is not known.
         audio_tokens_per_second: what a second of audio is charged where its server reports seconds instead of tokens.
+
+    Raises:
+        ValueError: `aliases` or `tiers` is a text instead of a collection of them.
     """
 
     id: str
@@ -156,6 +158,8 @@ class Model:
     audio_tokens_per_second: int = 10
 
     def __post_init__(self) -> None:
+        if isinstance(self.aliases, str) or isinstance(self.tiers, str):
+            raise ValueError("aliases and tiers are collections of names")
         for name, default in (("name", self.id), ("upstream_model", self.id), ("path", f"/{self.id}")):
             object.__setattr__(self, name, getattr(self, name) or default)
 
@@ -195,13 +199,16 @@ class Catalogue:
 
     Args:
         models: None leaves it to the inner app which models there are: every id is taken for a model for every tier.
+
+    Raises:
+        ValueError: an id, an alias or a path stands for two models.
     """
 
     def __init__(self, models: Sequence[Model] | None = None) -> None:
         self.models = tuple(models or ())
         self._closed = models is not None
-        self._by_name = {name: model for model in self.models for name in (*model.aliases, model.id)}
-        self._by_path = {model.path: model for model in self.models}
+        self._by_name = _unique((name, model) for model in self.models for name in (*model.aliases, model.id))
+        self._by_path = _unique((model.path, model) for model in self.models)
         self._longest_path = max(map(len, self._by_path), default=0)
 
     @property
@@ -253,3 +260,11 @@ class Catalogue:
                 return Location(path[cut:], model, _endpoints(path[cut:]))
             cut = path.rfind("/", 0, cut)
         return Location(path, None, _NO_ENDPOINTS)
+
+
+def _unique(pairs: Iterable[tuple[str, Model]]) -> dict[str, Model]:
+    found: dict[str, Model] = {}
+    for name, model in pairs:
+        if found.setdefault(name, model) is not model:
+            raise ValueError(f"{name} stands for two models")
+    return found

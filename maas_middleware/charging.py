@@ -25,6 +25,11 @@ def _output_tokens(request: InferenceRequest, dialect: Dialect, tier: Tier) -> i
     return dialect.output_tokens * request.answers
 
 
+def is_failure(status: int) -> bool:
+    """Whether the model failed: 401 and 403 are about a credential of ours."""
+    return status >= 500 or status in (401, 403)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an admitted request ended.
@@ -50,14 +55,13 @@ class Outcome:
     produced: int
     prompt: int
     estimate: int
-    reported_failure: bool = False
+    reported_failure: bool
 
     @property
     def cost_nothing(self) -> bool:
         """Whether the caller got nothing that the model worked for."""
         never_began = self.failed and self.status is None and not self.client_left
-        # 401 and 403 are about a credential of ours: for the caller the model failed
-        model_failed = self.status is not None and (self.status >= 500 or self.status in (401, 403))
+        model_failed = self.status is not None and is_failure(self.status)
         only_failed = self.reported_failure and not self.produced and self.used is None
         return self.refused or never_began or model_failed or only_failed
 

@@ -19,14 +19,14 @@ class MaaSContext:
     """What is known of a request so far; None means that it is not known.
 
     Each field has one writer: `ErrorEnvelopeMiddleware` writes `request_id`; `IdentityMiddleware` `identity`;
-    `TierMiddleware` `tier` and `endpoint`; whoever finds the model, in a path or a body, `model`; whoever first reads
-    the body `request`; `RateLimitMiddleware` `verdict` and `lease`; `UsageMiddleware` `usage`, `produced`, `events` and
-    `reported_failure`; whoever refuses the request `refusal`.
+    `TierMiddleware` `tier` and `endpoint`; whoever finds the model, in a path or a body, `model`; whoever reads or
+    changes the body `request`; `RateLimitMiddleware` `verdict` and `lease`; `UsageMiddleware` `usage`, `produced`,
+    `events` and `reported_failure`; whoever refuses the request `refusal`.
 
     Attributes:
         usage: the last usage that the model reported; None is unknown, never 0.
         produced: pieces of content seen in a stream, about one a token.
-        events: events seen in a stream.
+        events: events with data that were passed on in a stream.
         reported_failure: whether the model reported an error in an answer that began as a success.
         refusal: the code of the error that one of our own shells answered with.
     """

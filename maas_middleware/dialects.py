@@ -16,16 +16,17 @@ class StreamFormat:
     Inside of JSON text quotes are escaped, so that nothing that a model says can look like one of these.
 
     Attributes:
-        begins: a part of the answer.
-        ends: the answer is whole, or says that it failed.
-        fails: the model reports an error.
+        ends: nothing more is to come; without such an event the stream was cut.
+        fails: perhaps the model reports an error.
         content: one match for each piece of content, about a token.
     """
 
-    begins: re.Pattern[bytes]
     ends: re.Pattern[bytes]
     fails: re.Pattern[bytes]
     content: re.Pattern[bytes]
+
+
+_ERROR = rb'"error"\s*:\s*(?!null)[^\s]'
 
 
 def _field(name: bytes) -> bytes:
@@ -33,58 +34,53 @@ def _field(name: bytes) -> bytes:
     return name + rb":(?<=(?<![^\r\n])" + name + rb":)[ ]?"
 
 
-def _stream(*, begins: bytes, ends: bytes, fails: bytes, content: bytes) -> StreamFormat:
-    ends = b"|".join((_field(b"data") + rb"\[DONE\]", ends, fails))
-    return StreamFormat(*(re.compile(pattern) for pattern in (begins, ends, fails, content)))
+def _stream(*, ends: bytes, fails: bytes, content: bytes) -> StreamFormat:
+    ends = _field(b"data") + rb"\[DONE\]|" + ends
+    return StreamFormat(*(re.compile(pattern) for pattern in (ends, fails, content)))
 
 
 def _type(name: bytes) -> bytes:
     return rb'"type"\s*:\s*"' + name + rb'"'
 
 
-def _failure(name: bytes) -> bytes:
-    # only the event's own type: the Responses API repeats objects of the request, in which users may write anything
+def _event(name: bytes) -> bytes:
+    return _field(b"event") + name + rb"(?![^\r\n])"
+
+
+def _own_type(name: bytes) -> bytes:
+    # the Responses API repeats objects of the request, in which users may write anything
     name = rb"(?:" + name + rb")"
-    return b"|".join(
-        (
-            _field(b"event") + name + rb"(?![^\r\n])",
-            _field(b"data") + rb"\{\s*" + _type(name),
-            _type(name) + rb"\s*\}\s*\Z",
-            _field(b"data") + rb'\{\s*"error"\s*:\s*["{]',
-        )
-    )
+    return b"|".join((_event(name), _field(b"data") + rb"\{\s*" + _type(name), _type(name) + rb"\s*\}\s*\Z"))
+
+
+def _failure(name: bytes) -> bytes:
+    return _own_type(name) + b"|" + _field(b"data") + rb"\{\s*" + _ERROR
 
 
 # vLLM up to 0.10 has the fields of an error at the top level
-_ERROR_OBJECT = rb'"error"\s*:\s*["{]|"object"\s*:\s*"error"'
-_CHOICES_CONTENT = rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"[^"]'
+_ERROR_OBJECT = b"|".join((_event(rb"error"), _ERROR, rb'"object"\s*:\s*"error"'))
 
 _CHOICES = _stream(
-    begins=rb'"choices"',
     ends=rb'"finish_reason"\s*:\s*"',
     fails=_ERROR_OBJECT,
-    content=_CHOICES_CONTENT,
+    content=rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"[^"]',
 )
 _BLOCKS = _stream(
-    begins=_type(rb"(?:message|content_block)_[a-z_]+"),
     ends=_type(rb"message_stop"),
     fails=_failure(rb"error"),
     content=rb'"(?:text|thinking|partial_json)"\s*:\s*"[^"]',
 )
 _ITEMS = _stream(
-    begins=_type(rb"response\.[a-z_.]+"),
-    ends=_type(rb"response\.(?:completed|incomplete|cancelled)"),
+    ends=_own_type(rb"response\.(?:completed|incomplete|failed|cancelled)"),
     fails=_failure(rb"error|response\.failed"),
     content=_type(rb"response\.[a-z_.]+\.delta"),
 )
 _TRANSCRIPT = _stream(
-    begins=rb'"choices"|' + _type(rb"transcript\.[a-z_.]+"),
     ends=rb'"finish_reason"\s*:\s*"|' + _type(rb"transcript\.text\.done"),
     fails=_ERROR_OBJECT,
     content=rb'"(?:content|delta)"\s*:\s*"[^"]',
 )
 _MEDIA = _stream(
-    begins=_type(rb"(?:speech|image_generation|image_edit)\.[a-z_.]+"),
     ends=_type(rb"(?:speech\.audio\.done|image_generation\.completed|image_edit\.completed)"),
     fails=_failure(rb"error"),
     content=_type(rb"[a-z_.]+\.(?:delta|partial_image)"),
@@ -104,6 +100,7 @@ class Dialect:
         completes_usage: whether the usages of one stream complete each other; else the last one is the whole.
         errors: the shape of errors.
         stream: None where no answer is a stream.
+        is_json_only: whether an answer that is no stream has to be JSON.
     """
 
     name: str
@@ -114,18 +111,21 @@ class Dialect:
     completes_usage: bool = False
     errors: ErrorFormat = "openai"
     stream: StreamFormat | None = None
+    is_json_only: bool = False
 
 
-CHAT = Dialect("chat", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES)
-COMPLETIONS = Dialect("completions", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES)
-MESSAGES = Dialect("messages", 512, "max_tokens", completes_usage=True, errors="anthropic", stream=_BLOCKS)
-RESPONSES = Dialect("responses", 512, "max_output_tokens", errors="responses", stream=_ITEMS)
+CHAT = Dialect("chat", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES, is_json_only=True)
+COMPLETIONS = Dialect("completions", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES, is_json_only=True)
+MESSAGES = Dialect(
+    "messages", 512, "max_tokens", completes_usage=True, errors="anthropic", stream=_BLOCKS, is_json_only=True
+)
+RESPONSES = Dialect("responses", 512, "max_output_tokens", errors="responses", stream=_ITEMS, is_json_only=True)
 EMBEDDINGS = Dialect("embeddings")
-RERANK = Dialect("rerank")
+RERANK = Dialect("rerank", is_json_only=True)
 POOLING = Dialect("pooling")
 TOKENIZE = Dialect("tokenize")
 COUNT_TOKENS = Dialect("count tokens", errors="anthropic")
 TRANSCRIPTION = Dialect("transcription", 512, is_form=True, stream=_TRANSCRIPT)
 SPEECH = Dialect("speech", stream=_MEDIA)
-IMAGES = Dialect("images", 1024, stream=_MEDIA)
-IMAGE_FORM = Dialect("images", 1024, is_form=True, stream=_MEDIA)
+IMAGES = Dialect("images", 1024, stream=_MEDIA, is_json_only=True)
+IMAGE_FORM = Dialect("images", 1024, is_form=True, stream=_MEDIA, is_json_only=True)

@@ -9,26 +9,30 @@ from typing import Any
 from .catalogue import Endpoint, Model
 from .dialects import CHAT, RESPONSES, Dialect
 from .errors import AccessDenied, InvalidRequest
-from .requests import InferenceRequest, JSONRequest
+from .requests import CONTENT_FIELDS, UNOWNED_FIELDS, InferenceRequest, JSONRequest
 from .tiers import Feature, Tier
 
-# what would be kept by the server under an id that is nobody's: users would read each other's
-_UNOWNED = ("previous_response_id", "conversation", "background")
 _VISION = frozenset(
     {"image", "image_url", "input_image", "image_embeds", "image_pil", "document", "file", "input_file"}
     | {"video", "video_url", "input_video"}
 )
 _AUDIO = frozenset({"audio", "audio_url", "input_audio", "audio_embeds"})
-_CONTENT_FIELDS = (
-    *("messages", "prompt", "system", "instructions", "input"),
-    *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
-)
 # decoding takes its time: only what has one of these names, or may have one in escaped letters, is decoded
 _MEDIA_NAME = re.compile(rb'"(?:%s)"|\\u00[5-7]' % "|".join(sorted(_VISION | _AUDIO)).encode())
 _MAXIMUM_PARTS = 250_000
 
 
-def check_features(request: InferenceRequest, endpoint: Endpoint, tier: Tier) -> None:
+def check_endpoint(endpoint: Endpoint, tier: Tier) -> None:
+    """Refuse an endpoint that the tier lacks, whatever is asked of it.
+
+    Raises:
+        AccessDenied: `feature_not_available`.
+    """
+    if endpoint.feature is not None:
+        _check(endpoint.feature, tier)
+
+
+def check_features(request: InferenceRequest, tier: Tier) -> None:
     """Refuse what the tier lacks. A request is only searched where the tier lacks something.
 
     Raises:
@@ -37,18 +41,20 @@ def check_features(request: InferenceRequest, endpoint: Endpoint, tier: Tier) ->
     """
     if tier.features is None:
         return
-    for feature in _features(request, endpoint, tier):
-        if not tier.has(feature):
-            raise AccessDenied(
-                f"`{feature}` is not available in your tier",
-                code="feature_not_available",
-                details={"feature": feature, "tier": tier.name},
-            )
+    for feature in _features(request, tier):
+        _check(feature, tier)
 
 
-def _features(request: InferenceRequest, endpoint: Endpoint, tier: Tier) -> Iterator[Feature]:
-    if endpoint.feature is not None:
-        yield endpoint.feature
+def _check(feature: Feature, tier: Tier) -> None:
+    if not tier.has(feature):
+        raise AccessDenied(
+            f"`{feature}` is not available in your tier",
+            code="feature_not_available",
+            details={"feature": feature, "tier": tier.name},
+        )
+
+
+def _features(request: InferenceRequest, tier: Tier) -> Iterator[Feature]:
     if request.stream:
         yield "streaming"
     if isinstance(request, JSONRequest):
@@ -64,7 +70,7 @@ def _media(request: JSONRequest) -> Iterator[Feature]:
     modalities = _decoded(request, "modalities")
     if isinstance(modalities, list) and "audio" in modalities:
         yield "audio"
-    for name in _CONTENT_FIELDS:
+    for name in CONTENT_FIELDS:
         yield from _media_in(_decoded(request, name))
 
 
@@ -102,7 +108,7 @@ def check_ownership(request: JSONRequest, dialect: Dialect) -> None:
     """
     if dialect is not RESPONSES:
         return
-    for name in _UNOWNED:
+    for name in UNOWNED_FIELDS:
         if request.has(name):
             raise InvalidRequest(f"`{name}` is not supported", code="unsupported_parameter", param=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -29,6 +30,13 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+# what no user has to know: a stack, or where a server is
+_TOO_MUCH = re.compile(
+    rb"Traceback \(most recent call last\)|File \\?\"[^\"]+\", line \d"
+    rb"|\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b"
+    rb"|\.svc\b|\blocalhost\b|\bhttps?://[^/\s\"]+:\d"
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -86,9 +94,9 @@ _REFUSALS: dict[int, tuple[str, str]] = {
 def inner_error(status: int, body: bytes, *, is_behind_us: bool = True) -> MaaSError:
     """Read the error answer of an upstream or an inner app, of whatever shape, as one of ours.
 
-    A 4xx keeps its message, its `param` and a `code` that is a string. The messages of a 5xx and of a 404 are ours:
-    theirs name paths and aliases. Behind us a 401 or 403 becomes a 502: the caller's credential was right,
-    and the one that was refused is ours.
+    A 4xx keeps its message, its `param` and a `code` that is a string, unless they hold a stack or an address. The
+    messages of a 5xx and of a 404 are ours: theirs name paths and aliases. Behind us a 401 or 403 becomes a 502: the
+    caller's credential was right, and the one that was refused is ours.
     """
     if status in (401, 403) and is_behind_us:
         return UpstreamError()
@@ -104,7 +112,7 @@ def inner_error(status: int, body: bytes, *, is_behind_us: bool = True) -> MaaSE
     fields = error if isinstance(error, dict) else {"message": error}
     message = _text(fields.get("message", fields.get("msg")))
     code = _text(fields.get("code"))
-    param = _text(fields.get("param")) or _location(fields.get("loc"))
+    param = _text(fields.get("param")) or _text(_location(fields.get("loc")))
     if status == 404:
         is_about_a_model = param == "model" or "model" in f"{code} {message}".lower()
         if is_about_a_model or is_behind_us:
@@ -118,9 +126,35 @@ def _location(value: object) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and value and not tells_too_much(value.encode()) else None
 
 
 def _refusal(status: int, message: str | None, param: str | None, code: str | None) -> MaaSError:
     kind, default_code = _REFUSALS.get(status, ("invalid_request_error", "invalid_request"))
     return UpstreamRefusal(message, status=status, kind=kind, code=code or default_code, param=param)
+
+
+def tells_too_much(text: bytes) -> bool:
+    """Whether the text of somebody else's error holds a stack or an address of a server."""
+    return _TOO_MUCH.search(text) is not None
+
+
+def reported_error(document: bytes) -> MaaSError | None:
+    """Read the error that a JSON answer or event is, though it was sent as a success; None where it is no error.
+
+    Where its `code` is a status from 400 to 499 its message is kept, as in `inner_error`. A response of the Responses
+    API that says why it failed is no such error, unless it tells too much.
+    """
+    try:
+        answer = msgspec.json.decode(document, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    error = answer.get("error")
+    if not error and "error" not in (answer.get("object"), answer.get("type")):
+        response = answer.get("response")
+        reason = response.get("error") if isinstance(response, dict) else None
+        return UpstreamError() if reason and tells_too_much(_encode(reason)) else None
+    code = (error if isinstance(error, dict) else answer).get("code")
+    if isinstance(code, int) and 400 <= code < 500:
+        return inner_error(code, document)
+    return UpstreamError()

@@ -41,7 +41,7 @@ class MaaSError(Exception):
         details: dict[str, Any] | None = None,
         headers: Headers = (),
     ) -> None:
-        row = next(ERRORS[kind] for kind in type(self).__mro__ if kind in ERRORS)
+        row = next(ERRORS[known] for known in type(self).__mro__ if known in ERRORS)
         self.status = row[0] if status is None else status
         self.type = row[1] if kind is None else kind
         self.code = row[2] if code is None else code

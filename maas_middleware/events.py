@@ -7,6 +7,8 @@ import re
 import msgspec
 
 from .dialects import Dialect
+from .envelopes import reported_error
+from .errors import MaaSError, UpstreamError
 from .renaming import Renaming
 from .usage import JSONScanner, TokenUsage, is_json, read_usage
 
@@ -14,13 +16,23 @@ MAXIMUM_EVENT_BYTES = 1 << 20
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 _DATA = re.compile(rb"(?<![^\r\n])data:[ ]?([^\r\n]*)")
+_FAILED_END = re.compile(rb'"type"\s*:\s*"response\.failed"')
+_ERROR_EVENT = re.compile(rb"(?<![^\r\n])event:[ ]?error(?![^\r\n])")
+
+# what can be told of an event that is larger than what is held
+_LARGE_ERROR = re.compile(
+    rb"(?:(?!data:|event:[ ]?error[\r\n])[^\r\n]*[\r\n]+)*+"
+    rb'(?:event:[ ]?error[\r\n]|data:\s*\{\s*(?:"error"\s*:\s*["{]|"(?:object|type)"\s*:\s*"error"))'
+)
 
 _encode = msgspec.json.Encoder().encode
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class EventScanner:
-    """Reads an event stream that is cut anywhere, and takes out what only we asked for.
+    """Reads an event stream that is cut anywhere, passes whole events on, and takes out what only we asked for.
+
+    What comes behind an event that reports an error is not read any more.
 
     Args:
         dialect: what the events are.
@@ -32,9 +44,9 @@ class EventScanner:
     Attributes:
         usage: what was used so far. Running totals replace each other and are never added.
         produced: pieces of content seen, about one a token.
-        failed: whether the model reported an error.
-        events: how many events there were.
-        changes: whether the client reads anything else than what comes.
+        error: what the model reported instead of an end, in our words.
+        failed: whether the model reported an error, also as one of the regular ends of its dialect.
+        events: how many events with data were passed on.
     """
 
     def __init__(
@@ -47,30 +59,31 @@ class EventScanner:
     ) -> None:
         self.usage: TokenUsage | None = None
         self.produced = 0
+        self.error: MaaSError | None = None
         self.failed = False
         self.events = 0
         self._dialect = dialect
         self._format = dialect.stream
         self._strip = strip
-        self._renaming = renaming or Renaming(None)
-        self.changes = strip or bool(self._renaming)
+        self._renaming = Renaming(None) if renaming is None else renaming
         self._audio_tokens_per_second = audio_tokens_per_second
         self._pending = bytearray()
         self._oversized: JSONScanner | None = None
-        self._began = False
         self._ended = False
         self._broken = False
 
     @property
     def is_cut(self) -> bool:
-        """Whether a part of an answer came, but nothing that ends it; or a part of an event."""
-        return self._broken or (self._began and not self._ended)
+        """Whether nothing came that ends an answer, or the last event is not whole."""
+        return self._broken or (self._format is not None and not self._ended)
 
     def feed(self, piece: bytes) -> bytes:
-        """Take the next bytes of the stream; return what the client is to read now, possibly nothing.
+        """Take the next bytes of the stream; return the events that the client is to read now, possibly none.
 
-        Where nothing can have to be changed these are the bytes themselves, else whole events.
+        Only what is larger than 1 MiB is passed on in parts.
         """
+        if self.error is not None:
+            return b""
         kept = bytearray()
         start, searched = 0, max(0, len(self._pending) - 3)  # an end of line may have been cut
         self._pending += piece
@@ -78,35 +91,62 @@ class EventScanner:
         for end in ends:
             kept += self._event(bytes(self._pending[start:end]))
             start = end
+            if self.error is not None:
+                self._pending.clear()
+                return bytes(kept)
         del self._pending[:start]
         if len(self._pending) >= MAXIMUM_EVENT_BYTES:
             kept += self._give_up_event()
-        return bytes(kept) if self.changes else piece
+        return bytes(kept)
 
     def flush(self) -> bytes:
-        """End of the stream: read and return what is left of an event that was not ended by a blank line."""
+        """End of the stream: return the last event, if only the blank line behind it is missing."""
         rest, self._pending = bytes(self._pending), bytearray()
-        self._broken = not (_is_whole(rest) if self._oversized is None else rest.rstrip().endswith(b"}"))
-        kept = self._event(rest) if rest else b""
-        return kept if self.changes else b""
+        if self._oversized is not None:
+            self._broken = not rest.rstrip().endswith(b"}")
+            return self._event(rest)
+        self._broken = not _is_whole(rest)
+        return self._event(rest) if rest and not self._broken else b""
 
     def _give_up_event(self) -> bytes:
         passed = bytes(self._pending[:-3])
+        if self._oversized is None and self._is_large_error(passed):
+            self._pending.clear()
+            return b""
         del self._pending[:-3]  # its end may have begun
         self._oversized = self._oversized or self._json_scanner()
         self._oversized.feed(passed)
         return passed
 
+    def _is_large_error(self, event: bytes) -> bool:
+        if self._format is not None and _LARGE_ERROR.match(event):
+            self.error, self.failed = UpstreamError(), True
+        return self.error is not None
+
     def _event(self, event: bytes) -> bytes:
-        self.events += 1
         if self._oversized is not None or len(event) > MAXIMUM_EVENT_BYTES:
+            if self._oversized is None and self._is_large_error(event):
+                return b""
             return self._end_oversized(self._oversized or self._json_scanner(), event)
         if self._format is not None:
-            self._began |= self._format.begins.search(event) is not None
-            self._ended |= self._format.ends.search(event) is not None
-            self.failed |= self._format.fails.search(event) is not None
+            is_end = self._format.ends.search(event) is not None
+            if self._format.fails.search(event) is not None:
+                self.error = _failure(event)
+                self.failed |= self.error is not None or _FAILED_END.search(event) is not None
+                if self.error is not None:
+                    self._count(read_usage(_document(event), self._audio_tokens_per_second))
+                    return b""
+            self._ended |= is_end
             self.produced += len(self._format.content.findall(event))
-        return self._renaming(self._metered(event) if b'"usage"' in event else event)
+        if _DATA.search(event) is not None:
+            self.events += 1
+        return self._renamed(self._metered(event) if b'"usage"' in event else event)
+
+    def _renamed(self, event: bytes) -> bytes:
+        document = _document(event) if b'"model"' in event else b""
+        renamed = self._renaming(document)
+        # a line break between two tokens would end the line of the event
+        return event if renamed is document else _replace_data(event, renamed.replace(b"\n", b""))
 
     def _end_oversized(self, scanner: JSONScanner, event: bytes) -> bytes:
         scanner.feed(event)
@@ -119,8 +159,7 @@ class EventScanner:
         return JSONScanner(self._audio_tokens_per_second)
 
     def _metered(self, event: bytes) -> bytes:
-        lines: list[bytes] = _DATA.findall(event)
-        document = b"\n".join(lines)
+        document = _document(event)
         self._count(read_usage(document, self._audio_tokens_per_second))
         return self._without_usage(event, document) if self._strip else event
 
@@ -143,10 +182,24 @@ class EventScanner:
         return event
 
 
+def _document(event: bytes) -> bytes:
+    lines: list[bytes] = _DATA.findall(event)
+    return b"\n".join(lines)
+
+
+def _failure(event: bytes) -> MaaSError | None:
+    document = _document(event)
+    if (error := reported_error(document)) is not None:
+        return error
+    return UpstreamError() if _ERROR_EVENT.search(event) or not _is_object(document) else None
+
+
+def _is_object(document: bytes) -> bool:
+    return document.lstrip().startswith(b"{") and is_json(document)
+
+
 def _is_whole(event: bytes) -> bool:
-    data: list[bytes] = _DATA.findall(event)
-    document = b"\n".join(data)
-    if data:
+    if document := _document(event):
         return document == b"[DONE]" or is_json(document)
     return all(line.startswith(b":") for line in event.splitlines() if line)
 

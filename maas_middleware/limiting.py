@@ -45,11 +45,18 @@ def parse_limits(text: str) -> tuple[Limit, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose budget, and the limits on it now. The key alone finds the counters: changed limits keep what was used."""
+    """Whose budget, and the limits on it now. The key alone finds the counters: changed limits keep what was used.
+
+    Attributes:
+        concurrency: how many leases may live at once; None is no cap.
+        shared: whether it is many users' together, so that nobody is told how much of it is left.
+    """
 
     key: str
-    requests: tuple[Limit, ...]
-    tokens: tuple[Limit, ...]
+    requests: tuple[Limit, ...] = ()
+    tokens: tuple[Limit, ...] = ()
+    concurrency: int | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,17 @@ class Demand:
     Attributes:
         lease_id: unique for the request; the same id gets the same answer again.
         tokens: the estimate of what it will use, prompt and output together; 0 for what uses none.
+        strict: whether the whole estimate has to be left; else one token is enough.
     """
 
     lease_id: str
     tokens: int
+    strict: bool = False
+
+    @property
+    def needs(self) -> int:
+        """How many tokens have to be left."""
+        return max(0, self.tokens if self.strict else min(1, self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +122,24 @@ class Verdict:
         lease: None where the request was refused, and in the answer of `peek`.
         requests: of the limits on requests the one closest to exhaustion; None means unlimited.
         tokens: the same for tokens.
-        refused_by: the limit that stands in the way, None where the next request passes.
+        refused_by: what stands in the way, None where the next request passes.
         retry_after_ms: when the next request can pass; exact where only settled use stands in the way,
             1000 where other calls in flight do, 0 where nothing does.
+        is_hopeless: whether waiting cannot help: the request alone is larger than the limit on tokens. The wait is
+            then the one until the limit is completely full again.
     """
 
     lease: Lease | None
     requests: Budget | None
     tokens: Budget | None
-    refused_by: Literal["requests", "tokens"] | None = None
+    refused_by: Literal["requests", "tokens", "concurrency"] | None = None
     retry_after_ms: int = 0
+    is_hopeless: bool = False
 
     @property
     def refusing(self) -> Budget | None:
-        """The budget that stands in the way."""
-        return {"requests": self.requests, "tokens": self.tokens, None: None}[self.refused_by]
+        """The budget that stands in the way, if it is one of requests or tokens."""
+        return {"requests": self.requests, "tokens": self.tokens}.get(self.refused_by or "")
 
 
 class Ledger(Protocol):
@@ -131,9 +148,10 @@ class Ledger(Protocol):
     async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
         """Check every limit, and only then charge one request and lease the tokens, atomically.
 
-        Requests pass while `used + 1 <= limit`; tokens pass while one is left, and the lease is `min(estimate, left)`.
-        A demand of no tokens needs none to be left, and its refusal speaks of requests alone. A refused request costs
-        nothing.
+        Requests pass while `used + 1 <= limit`; tokens pass while as many are left as the demand needs, and the lease
+        is `min(estimate, left)`; and fewer leases have to live than `concurrency`. A demand of no tokens needs none to
+        be left, and its refusal does not speak of tokens. Of several limits in the way the verdict names the one with
+        the longest wait, of equals requests before tokens before concurrency. A refused request costs nothing.
 
         Raises:
             StoreUnavailable: the counters cannot be reached and the policy is to refuse.
@@ -152,7 +170,7 @@ class Ledger(Protocol):
         ...
 
     async def peek(self, subject: Subject, /) -> Verdict:
-        """Tell how the limits stand and whether the next request that needs a token would pass, consuming nothing."""
+        """Tell how the limits stand and whether the next request that needs one token would pass, consuming nothing."""
         ...
 
 
@@ -163,12 +181,24 @@ def after_use(verdict: Verdict, used: int) -> Verdict:
     budget = verdict.tokens
     before = budget.remaining + verdict.lease.tokens
     left = max(0, min(before - used, budget.limit.amount))
-    more_ms = budget.more_ms
     if left == budget.limit.amount:
-        more_ms = 0
-    elif before == budget.limit.amount:  # it is the only use, and counts from now on
+        return replace(verdict, tokens=Budget(budget.limit, left, 0, 0))
+    more_ms = budget.more_ms
+    if before == budget.limit.amount:  # it is the only use, and counts from now on
         more_ms = budget.reset_ms
     return replace(verdict, tokens=replace(budget, remaining=left, more_ms=more_ms))
+
+
+def after_failure(verdict: Verdict) -> Verdict:
+    """The verdict of an admitted request that is given back, since it was served with nothing."""
+    verdict = after_use(verdict, 0)
+    budget = verdict.requests
+    if verdict.lease is None or budget is None:
+        return verdict
+    left = min(budget.remaining + 1, budget.limit.amount)
+    is_full = left == budget.limit.amount
+    given_back = Budget(budget.limit, left, 0, 0) if is_full else replace(budget, remaining=left)
+    return replace(verdict, requests=given_back)
 
 
 def limit_exceeded(verdict: Verdict, tier: str, jitter: float) -> RateLimitExceeded:

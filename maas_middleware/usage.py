@@ -83,25 +83,21 @@ def _tokens(usage: _Usage, audio_tokens_per_second: int) -> TokenUsage | None:
     return TokenUsage(given, produced, total) if max(given, total) <= _MAXIMUM_TOKENS else None
 
 
-def reports_error(document: bytes) -> bool:
-    """Whether a JSON answer is nothing but the report of an error, though it was sent as a success."""
-    try:
-        error = msgspec.json.decode(document, type=_Reported).error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return bool(error)
-
-
-class _Reported(msgspec.Struct):
-    error: Any = None
-
-
 def is_json(document: bytes) -> bool:
     """Whether an answer can be read at all."""
     try:
-        document.decode()
         _anything.decode(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return is_text(document)
+
+
+def is_text(document: bytes) -> bool:
+    """Whether it is in UTF-8, which reading JSON does not check in the values that it skips."""
+    try:
+        if not document.isascii():
+            document.decode()
+    except UnicodeDecodeError:
         return False
     return True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from maas_middleware.catalogue import ENDPOINTS, Catalogue, Endpoint, Kind, Location, Model, error_format
@@ -362,3 +364,23 @@ def test_path_that_a_lenient_server_would_take_for_an_endpoint_is_in_disguise(pa
 @pytest.mark.parametrize("path", ["/", "", "/health", "/docs/v1", "/v1/models", "/static/../index.html"])
 def test_path_of_the_host_is_in_no_disguise(path: str) -> None:
     assert not CATALOGUE.is_disguised(path)
+
+
+@pytest.mark.parametrize(
+    ("models", "name"),
+    [
+        pytest.param([Model("a"), Model("a")], "a", id="two-ids"),
+        pytest.param([Model("a"), Model("b", aliases=("a",))], "a", id="alias-and-id"),
+        pytest.param([Model("a", aliases=("c",)), Model("b", aliases=("c",))], "c", id="two-aliases"),
+        pytest.param([Model("a"), Model("b", path="/a")], "/a", id="two-paths"),
+    ],
+)
+def test_a_name_that_stands_for_two_models_is_refused(models: list[Model], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} stands for two models$"):
+        Catalogue(models)
+
+
+@pytest.mark.parametrize("names", [{"aliases": "small"}, {"tiers": "premium"}])
+def test_a_text_is_no_collection_of_names(names: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="aliases and tiers are collections of names"):
+        Model("a", **names)

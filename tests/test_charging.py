@@ -106,7 +106,7 @@ def test_outcome_is_charged_as_the_ledger_says(ended: Outcome, charge: Charge, l
 
 
 def test_cut_stream_is_never_free() -> None:
-    nothing = Outcome(200, False, False, False, True, None, produced=0, prompt=0, estimate=120)
+    nothing = Outcome(200, False, False, False, True, None, produced=0, prompt=0, estimate=120, reported_failure=False)
 
     assert charge_for(nothing) == Charge(1)
 

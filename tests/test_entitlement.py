@@ -11,7 +11,7 @@ import pytest
 from maas_middleware._forms import FormRequest
 from maas_middleware.catalogue import CHAT_COMPLETIONS, ENDPOINTS, Catalogue, Endpoint, Model
 from maas_middleware.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
-from maas_middleware.entitlement import check_features, check_ownership, within_cap
+from maas_middleware.entitlement import check_endpoint, check_features, check_ownership, within_cap
 from maas_middleware.errors import AccessDenied, InvalidRequest
 from maas_middleware.requests import InferenceRequest, JSONRequest
 from maas_middleware.tiers import FEATURES, Feature, Tier
@@ -36,7 +36,8 @@ def needed(request: InferenceRequest, path: str) -> set[Feature]:
     refused: set[Feature] = set()
     for feature in FEATURES:
         try:
-            check_features(request, endpoint_at(path), lacking(feature))
+            check_endpoint(endpoint_at(path), lacking(feature))
+            check_features(request, lacking(feature))
         except AccessDenied:
             refused.add(feature)
     return refused
@@ -61,13 +62,17 @@ def test_endpoint_needs_its_feature_and_no_other(endpoint: Endpoint) -> None:
 
 
 def test_what_is_refused_is_named_with_the_tier() -> None:
-    with pytest.raises(AccessDenied) as caught:
-        check_features(parse(stream=True), endpoint_at(CHAT_COMPLETIONS), lacking("streaming"))
+    tier = lacking("streaming", "audio")
 
-    error = caught.value
-    assert (error.status, error.type, error.code) == (403, "permission_error", "feature_not_available")
-    assert error.message == "`streaming` is not available in your tier"
-    assert error.details == {"feature": "streaming", "tier": "free"}
+    with pytest.raises(AccessDenied) as request:
+        check_features(parse(stream=True), tier)
+    with pytest.raises(AccessDenied) as endpoint:
+        check_endpoint(endpoint_at("/v1/audio/speech"), tier)
+
+    for feature, error in (("streaming", request.value), ("audio", endpoint.value)):
+        assert (error.status, error.type, error.code) == (403, "permission_error", "feature_not_available")
+        assert error.message == f"`{feature}` is not available in your tier"
+        assert error.details == {"feature": feature, "tier": "free"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_request_needs_every_feature_that_it_uses(
     found = None
 
     try:
-        check_features(request, endpoint_at(CHAT_COMPLETIONS), Tier("free", features=features))
+        check_features(request, Tier("free", features=features))
     except AccessDenied as error:
         found = (error.details or {})["feature"]
 
@@ -267,13 +272,13 @@ TOO_MANY_PARTS = JSONRequest.parse(b'{"messages":[{"type":"image"}' + b",[]" * 2
     ],
 )
 def test_nothing_is_searched_where_the_tier_lacks_nothing_that_could_be_found(tier: Tier) -> None:
-    check_features(TOO_MANY_PARTS, endpoint_at(CHAT_COMPLETIONS), tier)
+    check_features(TOO_MANY_PARTS, tier)
 
 
 @pytest.mark.parametrize("feature", ["vision", "audio"])
 def test_more_parts_than_anybody_needs_are_refused_where_they_would_be_searched(feature: Feature) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check_features(TOO_MANY_PARTS, endpoint_at(CHAT_COMPLETIONS), lacking(feature))
+        check_features(TOO_MANY_PARTS, lacking(feature))
 
     assert (caught.value.code, caught.value.param) == ("invalid_value", "messages")
     assert caught.value.message == "`messages` has too many parts"

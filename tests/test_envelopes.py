@@ -10,7 +10,7 @@ from openai.types import ErrorObject
 from openai.types.responses import ResponseErrorEvent
 
 from maas_middleware.dialects import ErrorFormat
-from maas_middleware.envelopes import envelope, error_event, inner_error
+from maas_middleware.envelopes import envelope, error_event, inner_error, reported_error, tells_too_much
 from maas_middleware.errors import (
     ERRORS,
     AccessDenied,
@@ -26,6 +26,7 @@ from maas_middleware.errors import (
     RequestTimeout,
     RequestTooLarge,
     UpstreamError,
+    UpstreamRefusal,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -478,3 +479,125 @@ def test_app_behind_us_that_refuses_a_credential_refuses_ours(status: int) -> No
     error = inner_error(status, b'{"error": "Unauthorized"}')
 
     assert (error.status, error.code, error.message) == (502, "upstream_error", "The model failed to answer")
+
+
+STACK = 'Traceback (most recent call last):\n  File "/app/serve.py", line 7, in <module>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(STACK, id="stack"),
+        pytest.param("no answer of 10.128.4.7", id="address"),
+        pytest.param("tcp://[::ffff:10.0.0.7]:8000", id="address-with-a-port"),
+        pytest.param("no answer of vllm.models.svc.cluster.local", id="name-in-the-cluster"),
+        pytest.param("no answer of localhost", id="localhost"),
+        pytest.param("no answer of http://vllm:8000/v1", id="url-with-a-port"),
+        pytest.param("see https://models.example.com:443", id="url-with-the-usual-port"),
+    ],
+)
+def test_refusal_that_holds_a_stack_or_an_address_says_nothing_of_it(text: str) -> None:
+    error = inner_error(400, json.dumps({"error": {"message": text, "param": text, "code": text}}).encode())
+
+    assert tells_too_much(text.encode())
+    assert (error.status, error.code, error.message, error.param) == (
+        400,
+        "invalid_request",
+        "The model refused the request",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("`temperature` is 10.0, and has to be from 0.0 to 2.0", id="numbers"),
+        pytest.param("vLLM 0.10.1 knows no such field", id="version"),
+        pytest.param("see https://docs.example.com/errors", id="url"),
+        pytest.param("tags/v1.2.3", id="tag"),
+        pytest.param("a file of the type .svcx", id="type-of-a-file"),
+    ],
+)
+def test_refusal_that_holds_neither_keeps_its_words(text: str) -> None:
+    error = inner_error(400, json.dumps({"error": {"message": text, "param": text, "code": text}}).encode())
+
+    assert (error.message, error.param, error.code) == (text, text, text)
+
+
+def test_only_what_tells_too_much_is_left_out() -> None:
+    document = {"error": {"message": STACK, "param": "messages", "code": "context_length_exceeded"}}
+
+    error = inner_error(400, json.dumps(document).encode())
+
+    assert (error.message, error.param, error.code) == (
+        "The model refused the request",
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+# errors that were sent as a success
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(b'{"error":{"message":"no"}}', id="object"),
+        pytest.param(b'{"error":"no"}', id="text"),
+        pytest.param(b'{"error":{"message":"no","code":500}}', id="server-error"),
+        pytest.param(b'{"error":{"message":"no","code":399}}', id="no-status"),
+        pytest.param(b'{"error":{"message":"no","code":"400"}}', id="status-as-text"),
+        pytest.param(b'{"error":{"message":"no","code":400.0}}', id="status-as-a-fraction"),
+        pytest.param(b'{"error":{"message":"no"},"code":400}', id="status-of-something-else"),
+        pytest.param(b'{"error":{"message":"no","code":401}}', id="credential-of-ours"),
+        pytest.param(b'{"type":"error","error":{"type":"overloaded_error","message":"no"}}', id="messages"),
+        pytest.param(b'{"type":"error","code":"server_error","message":"no"}', id="event-of-a-response"),
+        pytest.param(b'{"object":"error","message":"no","code":500}', id="vllm-up-to-0.10"),
+        pytest.param(b'{"object":"response","status":"failed","error":{"code":"server_error"}}', id="responses"),
+    ],
+)
+def test_error_in_a_success_is_one_of_the_model(document: bytes) -> None:
+    error = reported_error(document)
+
+    assert isinstance(error, UpstreamError)
+    assert error.message == "The model failed to answer"
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        pytest.param(vllm(400, "Too long", "BadRequestError", "messages"), (400, "Too long", "messages"), id="vllm"),
+        pytest.param(vllm(499, "Gone", "ClientError"), (499, "Gone", None), id="last-of-them"),
+        pytest.param(
+            b'{"object":"error","message":"Too long","param":null,"code":422}', (422, "Too long", None), id="old"
+        ),
+        pytest.param(b'{"error":"Too long","code":413}', (413, "Too long", None), id="text"),
+        pytest.param(vllm(400, STACK, "BadRequestError"), (400, "The model refused the request", None), id="stack"),
+    ],
+)
+def test_refusal_in_a_success_keeps_its_message(document: bytes, expected: tuple[int, str, str | None]) -> None:
+    error = reported_error(document)
+
+    assert isinstance(error, UpstreamRefusal)
+    assert (error.status, error.message, error.param) == expected
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(b'{"object":"response","error":null,"output":[]}', id="null"),
+        pytest.param(b'{"error":{}}', id="empty"),
+        pytest.param(b'{"error":false}', id="false"),
+        pytest.param(b'{"code":400,"message":"no"}', id="code-alone"),
+        pytest.param(b'{"choices":[{"error":{"message":"no"}}]}', id="not-at-the-top"),
+        pytest.param(b'{"text":"\\"error\\":{}","type":"text"}', id="spoken-of"),
+        pytest.param(b'["error"]', id="list"),
+        pytest.param(b'{"error":{"message":', id="truncated"),
+        pytest.param(b'{"error":"\xff"}', id="not-utf-8"),
+        pytest.param(b'{"error":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="deeply-nested"),
+        pytest.param(b"[DONE]", id="end-of-a-stream"),
+        pytest.param(b"", id="empty-body"),
+    ],
+)
+def test_answer_that_is_no_error_is_none(document: bytes) -> None:
+    assert reported_error(document) is None

@@ -22,13 +22,13 @@ from maas_middleware.dialects import (
     TRANSCRIPTION,
     Dialect,
 )
+from maas_middleware.errors import UpstreamError
 from maas_middleware.events import MAXIMUM_EVENT_BYTES, EventScanner
 from maas_middleware.renaming import Renaming
 from maas_middleware.usage import TokenUsage
 from tests.streams import (
     CHATS,
     CONTINUOUS,
-    OTHERS,
     RECORDINGS,
     TOKENS_PER_SECOND,
     Recording,
@@ -47,6 +47,7 @@ class Scanned(NamedTuple):
     produced: int
     failed: bool
     is_cut: bool
+    error: tuple[int, str] | None = None
 
 
 def scan(
@@ -55,7 +56,17 @@ def scan(
     scanner = EventScanner(dialect, strip=strip, renaming=renaming, audio_tokens_per_second=TOKENS_PER_SECOND)
     output = b"".join([scanner.feed(piece) for piece in pieces])
     output += scanner.flush()
-    return Scanned(output, scanner.usage, scanner.produced, scanner.failed, scanner.is_cut)
+    error = None if scanner.error is None else (scanner.error.status, scanner.error.message)
+    return Scanned(output, scanner.usage, scanner.produced, scanner.failed, scanner.is_cut, error)
+
+
+BROKEN = (502, UpstreamError().message)
+
+
+def expected(recording: Recording, output: bytes) -> Scanned:
+    """What is found in a recording, of which users are to read so much."""
+    error = BROKEN if recording.is_error else None
+    return Scanned(output, recording.usage, recording.produced, recording.failed, recording.is_error, error)
 
 
 def one_by_one(stream: bytes) -> list[bytes]:
@@ -110,7 +121,7 @@ def test_stream_is_read_the_same_wherever_it_is_cut(
 
     for strip in {False, dialect.asks_for_usage}:
         whole = scan([stream], dialect, strip=strip)
-        assert whole[1:] == (recording.usage, recording.produced, recording.failed, False)
+        assert whole == expected(recording, whole.output if strip else recording.given(stream))
         assert scan(one_by_one(stream), dialect, strip=strip) == whole
         for cut in range(len(stream) + 1):
             assert scan([stream[:cut], stream[cut:]], dialect, strip=strip) == whole, cut
@@ -121,32 +132,21 @@ def test_stream_that_breaks_off_before_its_end_is_cut(
     recording: Recording, ending_lines: Callable[[bytes], bytes]
 ) -> None:
     stream, dialect = ending_lines(recording.asked), recording.dialect
-    places = boundaries(stream)
-    first = min(place for place in (stream.find(b"data"), stream.find(b"event")) if place >= 0)
-    whole = next(place for place in places if place > stream.index(recording.end))
+    places = [place for place, _ in boundaries(stream)]
+    whole = next((place for place in places if place > stream.index(recording.end)), None)
+    whole = len(stream) + 1 if whole is None or recording.is_error else whole
 
-    unread = {place for place in range(first + 1, whole) if not scan([stream[:place]], dialect).is_cut}
+    unread = {place for place in range(whole) if not scan([stream[:place]], dialect).is_cut}
     cut = {place for place in places if place >= whole and scan([stream[:place]], dialect).is_cut}
 
     assert (unread, cut) == (set(), set())
-
-
-@each_with_line_endings(*CHATS, *OTHERS)
-def test_stream_of_a_client_that_asked_is_not_changed_in_a_single_byte(
-    recording: Recording, ending_lines: Callable[[bytes], bytes]
-) -> None:
-    for stream in map(ending_lines, (recording.asked, recording.plain)):
-        scanner = EventScanner(recording.dialect)
-
-        assert [scanner.feed(byte) for byte in one_by_one(stream)] == one_by_one(stream)
-        assert scanner.flush() == b""
 
 
 @each_with_line_endings(*CHATS)
 def test_client_that_did_not_ask_reads_event_by_event_what_an_untouched_call_gives(
     recording: Recording, ending_lines: Callable[[bytes], bytes]
 ) -> None:
-    untouched = events(recording.plain)
+    untouched = events(recording.given(recording.plain))
 
     given = events(scan([ending_lines(recording.asked)], recording.dialect, strip=True).output)
 
@@ -160,23 +160,27 @@ def test_client_that_did_not_ask_reads_byte_for_byte_what_an_untouched_call_give
 ) -> None:
     given = scan([ending_lines(recording.asked)], recording.dialect, strip=True).output
 
-    assert given == ending_lines(recording.plain)
+    assert given == ending_lines(recording.given(recording.plain))
 
 
 @each(*CHATS)
-def test_untouched_stream_has_the_same_content_count(recording: Recording) -> None:
-    assert scan([recording.plain], recording.dialect).produced == recording.produced
+def test_untouched_stream_passes_byte_for_byte_and_has_the_same_content_count(recording: Recording) -> None:
+    scanned = scan(one_by_one(recording.plain), recording.dialect)
+
+    assert (scanned.output, scanned.produced) == (recording.given(recording.plain), recording.produced)
 
 
 @each(*RECORDINGS)
 def test_model_is_called_by_its_id_in_every_event_wherever_the_stream_is_cut(recording: Recording) -> None:
     stream = recording.asked
     renamed = re.sub(rb'"model": ?"tiny"', lambda found: found[0].replace(b"tiny", b"org/simulator"), stream)
-    expected = Scanned(renamed, recording.usage, recording.produced, recording.failed, False)
+    whole = scan([stream], recording.dialect, renaming=RENAMING)
 
-    assert scan(one_by_one(stream), recording.dialect, renaming=RENAMING) == expected
+    assert whole == expected(recording, whole.output)
+    assert events(whole.output) == events(recording.given(renamed))
+    assert scan(one_by_one(stream), recording.dialect, renaming=RENAMING) == whole
     for cut in range(len(stream) + 1):
-        assert scan([stream[:cut], stream[cut:]], recording.dialect, renaming=RENAMING) == expected, cut
+        assert scan([stream[:cut], stream[cut:]], recording.dialect, renaming=RENAMING) == whole, cut
 
 
 def test_renaming_and_stripping_go_together() -> None:
@@ -288,8 +292,9 @@ def test_stream_of_a_dialect_that_has_none_is_metered_all_the_same() -> None:
 # what the client reads
 
 
-def test_event_reaches_the_client_as_soon_as_it_has_ended() -> None:
-    scanner = EventScanner(CHAT, strip=True)
+@pytest.mark.parametrize("strip", [True, False])
+def test_event_reaches_the_client_as_soon_as_it_has_ended(strip: bool) -> None:
+    scanner = EventScanner(CHAT, strip=strip)
     event = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
 
     assert scanner.feed(event[:-1]) == b""
@@ -297,11 +302,14 @@ def test_event_reaches_the_client_as_soon_as_it_has_ended() -> None:
     assert scanner.feed(b"") == b""
 
 
-def test_stream_that_breaks_off_loses_nothing_of_what_came() -> None:
+@pytest.mark.parametrize("strip", [True, False])
+def test_stream_that_breaks_off_loses_no_event_that_came_whole_and_gives_no_half_one(strip: bool) -> None:
     stream = CHATS[0].plain
+    ends = boundaries(stream)
 
-    for end in range(len(stream)):
-        assert scan([stream[:end]], strip=True).output == stream[:end]
+    for cut in range(len(stream)):
+        whole = max(([cut] if text <= cut <= end else [end] if end <= cut else [0])[0] for text, end in ends)
+        assert scan([stream[:cut]], strip=strip).output == stream[:whole], cut
 
 
 @pytest.mark.parametrize(
@@ -322,12 +330,11 @@ def test_event_with_the_word_usage_but_nothing_to_take_out_stays_as_it_is(event:
     assert scan([event], strip=True).output == event
 
 
-def test_bytes_that_are_no_events_pass_untouched() -> None:
+def test_bytes_that_are_no_events_reach_nobody() -> None:
     compressed = gzip.compress(CHATS[0].asked, mtime=0)
 
-    scanned = scan(one_by_one(compressed), strip=True)
-
-    assert scanned == Scanned(compressed, None, 0, failed=False, is_cut=True)
+    for dialect in (CHAT, EMBEDDINGS):
+        assert scan(one_by_one(compressed), dialect) == Scanned(b"", None, 0, failed=False, is_cut=True)
 
 
 def test_null_usage_is_taken_out_and_every_other_value_keeps_its_own_notation() -> None:
@@ -358,14 +365,22 @@ def test_only_pieces_of_content_are_counted_as_produced(event: bytes, produced: 
     assert scan([event], strip=True).produced == produced
 
 
-def test_events_are_counted_whether_the_client_reads_them_or_not() -> None:
-    scanner = EventScanner(CHAT, strip=True)
+def test_events_with_data_are_counted() -> None:
+    scanner = EventScanner(CHAT)
 
     scanner.feed(chunk("Hi") + b": keep-alive\n\n" + usage_chunk() + b"data: [DONE]")
     before = scanner.events
     scanner.flush()
 
-    assert (before, scanner.events) == (3, 4)
+    assert (before, scanner.events) == (2, 3)
+
+
+def test_event_that_reports_an_error_is_not_counted_since_another_takes_its_place() -> None:
+    scanner = EventScanner(CHAT)
+
+    scanner.feed(chunk("Hi") + REFUSAL)
+
+    assert scanner.events == 1
 
 
 ITEM_DIALECTS = pytest.mark.parametrize("dialect", [MESSAGES, RESPONSES, IMAGES, SPEECH], ids=lambda one: one.name)
@@ -385,14 +400,12 @@ ITEM_DIALECTS = pytest.mark.parametrize("dialect", [MESSAGES, RESPONSES, IMAGES,
         pytest.param(['data: {"error":"no"}'], id="as-text"),
     ],
 )
-def test_error_event_is_a_failure_that_ends_the_answer(dialect: Dialect, lines: list[str], ending: str) -> None:
-    begun = (RESPONSES, b"response.created"), (MESSAGES, b"message_start"), (IMAGES, b"image_generation.partial_image")
-    kind = dict((one.name, kind) for one, kind in begun).get(dialect.name, b"speech.audio.delta")
+def test_error_event_is_a_failure_that_is_told_in_our_words(dialect: Dialect, lines: list[str], ending: str) -> None:
+    begun = b'data: {"type":"content_block_start","content_block":{"text":""}}\n\n'
     event = "".join(line + ending for line in [*lines, ""]).encode()
 
-    scanned = scan([b'data: {"type":"%b"}\n\n' % kind, event], dialect)
-
-    assert (scanned.failed, scanned.is_cut) == (True, False)
+    for rest in (b"", b"data: [DONE]\n\n"):
+        assert scan([begun, event + rest], dialect) == Scanned(begun, None, 0, failed=True, is_cut=True, error=BROKEN)
 
 
 FORGED = b'{"type":"error","error":{"message":"no"},"object":"error"}'
@@ -413,7 +426,10 @@ FORGED = b'{"type":"error","error":{"message":"no"},"object":"error"}'
     ],
 )
 def test_error_that_a_user_put_into_the_request_is_no_failure_of_the_model(dialect: Dialect, event: bytes) -> None:
-    assert not scan([event], dialect).failed
+    scanned = scan([event], dialect)
+
+    assert (scanned.output, scanned.failed, scanned.error) == (event, False, None)
+    assert scanned.is_cut
 
 
 @pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, TRANSCRIPTION], ids=lambda one: one.name)
@@ -428,7 +444,65 @@ def test_error_that_a_user_put_into_the_request_is_no_failure_of_the_model(diale
     ],
 )
 def test_error_object_is_a_failure(dialect: Dialect, document: bytes, failed: bool) -> None:
-    assert scan([b"data: %b\n\n" % document], dialect).failed == failed
+    event = b"data: %b\n\n" % document
+
+    scanned = scan([event], dialect)
+
+    assert (scanned.output, scanned.failed) == (b"" if failed else event, failed)
+    assert scanned.error == (BROKEN if failed else None)
+
+
+REFUSAL = b'data: {"error":{"message":"too long","code":400},"usage":{"prompt_tokens":9,"total_tokens":9}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param([b"data: [DONE]\n\n"], id="done"),
+        pytest.param([b"data: [DONE]"], id="done-without-its-blank-line"),
+        pytest.param([chunk("Hi") + usage_chunk(), b"data: [DONE]\n\n"], id="content-and-usage"),
+        pytest.param([b'data: {"error":{"message":"again"}}\n\n'], id="another-error"),
+        pytest.param([b"x" * 2 * MAXIMUM_EVENT_BYTES], id="more-than-is-held"),
+        pytest.param([b"data: [DON"], id="half-of-an-event"),
+    ],
+)
+def test_nothing_behind_an_error_is_read(behind: list[bytes]) -> None:
+    refused = Scanned(chunk("a"), TokenUsage(9, 0, 9), 1, failed=True, is_cut=True, error=(400, "too long"))
+    first, *others = behind
+
+    assert scan([chunk("a"), REFUSAL, *behind]) == refused
+    assert scan([chunk("a") + REFUSAL + first, *others]) == refused
+
+
+def test_error_whose_blank_line_is_missing_is_one_all_the_same() -> None:
+    assert scan([REFUSAL[:-2]]).error == (400, "too long")
+
+
+FAILED = (
+    b'data: {"type":"response.failed","response":{"status":"failed","error":{"code":"server_error","message":"%b"}}}'
+)
+
+
+@pytest.mark.parametrize("message", [b"The engine is dead", b"Half of 10.0.0 and 3.14"])
+def test_response_that_fails_ends_as_its_dialect_knows_it(message: bytes) -> None:
+    event = FAILED % message + b"\n\n"
+
+    assert scan([event], RESPONSES) == Scanned(event, None, 0, failed=True, is_cut=False)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(b"Traceback (most recent call last):\\n  File", id="stack"),
+        pytest.param(b"no answer of 10.128.4.7", id="address"),
+        pytest.param(b"no answer of http://vllm:8000/v1", id="url"),
+        pytest.param(b"no answer of vllm.models.svc", id="name-in-the-cluster"),
+    ],
+)
+def test_response_that_fails_and_tells_too_much_is_told_in_our_words(message: bytes) -> None:
+    event = b"event: response.failed\n" + FAILED % message + b"\n\n"
+
+    assert scan([event], RESPONSES) == Scanned(b"", None, 0, failed=True, is_cut=True, error=BROKEN)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,32 @@ async def test_models_below_a_model_are_that_one(service: Deployment) -> None:
     assert refused.status_code == 403
 
 
+JSON_PIECE = b"content-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+FORM_PIECE = b"content-type: multipart/form-data; boundary=x\r\ncontent-length: 99\r\n\r\n--x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        pytest.param("/v1/chat/completions", JSON_PIECE, id="json"),
+        pytest.param("/v1/audio/transcriptions", FORM_PIECE, id="form"),
+    ],
+)
+async def test_body_has_to_come_in_the_time_that_is_configured(path: str, sent: bytes) -> None:
+    received = b""
+
+    async with deployed(proxy={"body_timeout": 0.1}) as service:
+        request = f"POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {await service.mint()}\r\n"
+        url = httpx.URL(service.url)
+        assert url.port is not None
+        async with await anyio.connect_tcp(url.host, url.port) as client:
+            await client.send(request.encode() + sent)
+            while b"request_timeout" not in received:
+                received += await client.receive()
+
+    assert received.startswith(b"HTTP/1.1 408 ")
+
+
 async def test_head_shows_the_quota_and_consumes_nothing(service: Deployment) -> None:
     token = await service.mint()
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "httpx": {"apps/proxy.py", "transports.py", "providers/openshift.py", "providers/_apiserver.py"},
-    "limits": {"limiting.py"},
+    "limits": {"limiting.py", "ledgers/stock.py", "ledgers/redis.py"},
     "jwt": {"providers/jwt.py", "providers/keys.py"},
     "cryptography": {"providers/keys.py"},
     "yaml": {"settings/loading.py"},

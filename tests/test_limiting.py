@@ -10,6 +10,7 @@ from maas_middleware.limiting import (
     Limit,
     Subject,
     Verdict,
+    after_failure,
     after_use,
     ietf_headers,
     parse_limits,
@@ -137,8 +138,6 @@ def test_what_was_used_takes_the_place_of_the_estimate(used: int, remaining: int
     [
         pytest.param(10, 90, 61_000, id="counts-from-now-on"),
         pytest.param(101, 0, 61_000, id="overrun"),
-        pytest.param(0, 100, 0, id="nothing-is-used"),
-        pytest.param(-5, 100, 0, id="never-more-than-the-limit"),
     ],
 )
 def test_use_that_is_the_only_one_is_the_next_to_leave(used: int, remaining: int, more_ms: int) -> None:
@@ -147,6 +146,33 @@ def test_use_that_is_the_only_one_is_the_next_to_leave(used: int, remaining: int
     settled = after_use(verdict, used)
 
     assert settled.tokens == Budget(Limit(100, 60), remaining, 61_000, more_ms)
+
+
+@pytest.mark.parametrize("used", [pytest.param(0, id="nothing"), pytest.param(-5, id="never-more-than-the-limit")])
+def test_limit_of_which_nothing_is_used_is_completely_full(used: int) -> None:
+    verdict = admitted(30, Budget(Limit(100, 60), 70, 61_000, 1000))
+
+    assert after_use(verdict, used).tokens == Budget(Limit(100, 60), 100, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("requests", "given_back"),
+    [
+        pytest.param(Budget(Limit(5, 60), 2, 9000, 800), Budget(Limit(5, 60), 3, 9000, 800), id="one-of-several"),
+        pytest.param(Budget(Limit(5, 60), 4, 9000, 800), Budget(Limit(5, 60), 5, 0, 0), id="the-only-one"),
+        pytest.param(None, None, id="unlimited"),
+    ],
+)
+def test_request_that_is_served_with_nothing_is_given_back(requests: Budget | None, given_back: Budget | None) -> None:
+    verdict = Verdict(Lease("one", Subject("alice", (), ()), 30, 0), requests, TOKENS)
+
+    assert after_failure(verdict) == Verdict(verdict.lease, given_back, Budget(Limit(100, 60), 100, 0, 0))
+
+
+def test_refusal_has_nothing_to_give_back() -> None:
+    verdict = Verdict(None, REQUESTS, TOKENS, "tokens", 500)
+
+    assert after_failure(verdict) is verdict
 
 
 @pytest.mark.parametrize(

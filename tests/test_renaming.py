@@ -14,13 +14,14 @@ RENAMING = Renaming(Model("org/simulator", upstream_model="sim-7b"))
     ("document", "renamed"),
     [
         pytest.param(b'{"model":"sim-7b"}', b'{"model":"org/simulator"}', id="top"),
-        pytest.param(b'{"model" : \n"sim-7b", "a":1}', b'{"model" : \n"org/simulator", "a":1}', id="with-spaces"),
+        pytest.param(b'{"a": [1, 2],"model" : \n"sim-7b"}', b'{"a":[1, 2],"model":"org/simulator"}', id="with-spaces"),
+        pytest.param(b'{"model":"\\u0073im-7b"}', b'{"model":"org/simulator"}', id="escapes"),
         pytest.param(b'{"response":{"model":"sim-7b"}}', b'{"response":{"model":"org/simulator"}}', id="response"),
         pytest.param(b'{"message":{"model":"sim-7b"}}', b'{"message":{"model":"org/simulator"}}', id="message"),
         pytest.param(
-            b'data: {"model":"sim-7b"}\n\ndata: {"model":"sim-7b"}\n\n',
-            b'data: {"model":"org/simulator"}\n\ndata: {"model":"org/simulator"}\n\n',
-            id="events",
+            b'{"model":"sim-7b","message":{"model":"sim-7b","content":[{"input":{"model":"sim-7b"}}]}}',
+            b'{"model":"org/simulator","message":{"model":"org/simulator","content":[{"input":{"model":"sim-7b"}}]}}',
+            id="not-what-a-tool-is-called-with",
         ),
     ],
 )
@@ -41,6 +42,10 @@ def test_answer_calls_the_model_by_its_id(document: bytes, renamed: bytes) -> No
         pytest.param(b'{"text":"sim-7b"}', id="text"),
         pytest.param(json.dumps({"text": '{"model":"sim-7b"}'}).encode(), id="json-as-text"),
         pytest.param(json.dumps({"text": '\\"model\\":"sim-7b"'}).encode(), id="backslashes-as-text"),
+        pytest.param(b'{"content":[{"type":"tool_use","input":{"model":"sim-7b"}}]}', id="what-a-tool-is-called-with"),
+        pytest.param(b'{"response":"model","message":["model"],"model":7}', id="other-types"),
+        pytest.param(b'{"model":"sim-7b"', id="no-json"),
+        pytest.param(b'["model"]', id="no-object"),
         pytest.param(b"", id="nothing"),
     ],
 )
@@ -79,9 +84,22 @@ def test_model_that_has_one_name_is_never_renamed(model: Model | None) -> None:
     renaming = Renaming(model)
     document = b'{"model":"sim-7b"}'
 
-    assert not renaming
     assert renaming(document) is document
 
 
-def test_renaming_that_may_change_something_says_so() -> None:
-    assert RENAMING
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        pytest.param("sim-7b has no such option", "org/simulator has no such option", id="first-word"),
+        pytest.param("The model `sim-7b` is busy.", "The model `org/simulator` is busy.", id="quoted"),
+        pytest.param("ask sim-7b.", "ask org/simulator.", id="end-of-a-sentence"),
+        pytest.param("sim-7b-chat and my/sim-7b", "sim-7b-chat and my/sim-7b", id="parts-of-names"),
+        pytest.param("no name", "no name", id="no-name"),
+    ],
+)
+def test_messages_of_the_server_call_the_model_by_its_id(message: str, named: str) -> None:
+    assert RENAMING.message(message) == named
+
+
+def test_messages_about_a_model_of_one_name_stay_as_they_are() -> None:
+    assert Renaming(Model("sim-7b")).message("sim-7b is busy") == "sim-7b is busy"

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from maas_middleware.usage import JSONScanner, TokenUsage, is_json, read_usage, reports_error, usage_headers
+from maas_middleware.usage import JSONScanner, TokenUsage, is_json, read_usage, usage_headers
 
 # TokenUsage, read_usage
 
@@ -196,30 +196,7 @@ def test_usage_headers_name_input_output_and_total() -> None:
     ]
 
 
-# reports_error, is_json
-
-
-@pytest.mark.parametrize(
-    ("document", "expected"),
-    [
-        pytest.param(b'{"error":{"message":"no"}}', True, id="object"),
-        pytest.param(b'{"error":"no"}', True, id="text"),
-        pytest.param(b'{"type":"error","error":{"type":"overloaded_error"}}', True, id="messages"),
-        pytest.param(b'{"object":"response","status":"failed","error":{"code":"server_error"}}', True, id="responses"),
-        pytest.param(b'{"object":"response","error":null,"output":[]}', False, id="null"),
-        pytest.param(b'{"error":{}}', False, id="empty"),
-        pytest.param(b'{"error":false}', False, id="false"),
-        pytest.param(b'{"choices":[{"error":{"message":"no"}}]}', False, id="not-at-the-top"),
-        pytest.param(b'{"text":"\\"error\\":{}"}', False, id="spoken-of"),
-        pytest.param(b'["error"]', False, id="list"),
-        pytest.param(b'{"error":{"message":', False, id="truncated"),
-        pytest.param(b'{"error":"\xff"}', False, id="not-utf-8"),
-        pytest.param(b'{"error":' + b"[" * 100_000 + b"]" * 100_000 + b"}", False, id="deeply-nested"),
-        pytest.param(b"", False, id="empty-body"),
-    ],
-)
-def test_answer_that_reports_an_error_at_its_top_is_told_from_others(document: bytes, expected: bool) -> None:
-    assert reports_error(document) is expected
+# is_json
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ _WAITS = {
     b"retry-after-ms": re.compile(rb"[0-9]{1,12}"),
     b"x-should-retry": re.compile(rb"true|false"),
 }
-_NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"x-odhu-")
+_NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"x-odhu-", b"x-envoy-", b"x-upstream", b"x-served-by")
 
 
 def request_headers(scope: Scope, host: bytes, model: Model) -> Headers:
@@ -79,9 +79,10 @@ def _is_returned(name: bytes, value: bytes) -> bool:
     return not name.startswith(_NOT_RETURNED_PREFIXES) and _CONTROL.search(name + value) is None
 
 
-def upstream_wait(given: Headers) -> dict[bytes, bytes]:
-    """When the upstream wants to be asked again."""
-    return {name: value for name, value in _lowercase(given) if name in _WAITS and _WAITS[name].fullmatch(value)}
+def upstream_wait(given: Headers) -> Headers:
+    """When the upstream wants to be asked again, each header once."""
+    waits = {name: value for name, value in _lowercase(given) if name in _WAITS and _WAITS[name].fullmatch(value)}
+    return list(waits.items())
 
 
 def _lowercase(headers: Headers) -> Headers:

@@ -11,7 +11,7 @@ import anyio
 import httpx
 from starlette.types import Message, Receive, Scope, Send
 
-from .._asgi import ClientLeft, answer_error, reject, required, route_path
+from .._asgi import ClientLeft, answer_error, reject, required, route_path, with_headers
 from ..catalogue import Model
 from ..context import ensure_context
 from ..envelopes import MAXIMUM_ERROR_BYTES, inner_error
@@ -173,8 +173,8 @@ class _Answer:
         error = UpstreamError() if is_failure else inner_error(status, body)
         if error.status >= 500 or status == 404:  # the others are about the request
             logger.warning("the upstream of model %s answered %d", self._model.id, status)
-        if error.status != 502:
-            error.headers = tuple({**dict(error.headers), **upstream_wait(response.headers.raw)}.items())
+        if error.status != 502:  # waiting would not help
+            error.headers = tuple(with_headers(error.headers, upstream_wait(response.headers.raw)))
         return error
 
 

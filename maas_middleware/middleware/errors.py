@@ -15,8 +15,9 @@ from ..catalogue import error_format
 from ..context import MaaSContext, ensure_context
 from ..dialects import ErrorFormat
 from ..envelopes import MAXIMUM_ERROR_BYTES, envelope, error_event, inner_error
-from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamUnavailable
+from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamRefusal, UpstreamUnavailable
 from ..identity import header
+from ..renaming import Renaming
 
 logger = logging.getLogger("maas_middleware")
 
@@ -106,7 +107,7 @@ class _Responder:
         except Exception as raised:
             error = _bare(raised)
             if isinstance(error, MaaSError) and not self._complete:
-                await self._fail(error)
+                await self._fail(self._named(error))
                 return
             await self._fail(InternalError())
             raise
@@ -150,7 +151,8 @@ class _Responder:
     async def _pass(self, message: Message) -> None:
         if message["type"] in BODY_MESSAGES:
             self._complete = not message.get("more_body", False)
-            self._last_bytes = (self._last_bytes + message.get("body", b"")[-3:])[-3:]
+            if self._is_event_stream:
+                self._last_bytes = (self._last_bytes + message.get("body", b"")[-3:])[-3:]
         await self._send(message)
 
     async def _hold(self, start: Message, message: Message) -> None:
@@ -161,12 +163,17 @@ class _Responder:
 
     async def _translate(self, start: Message) -> None:
         is_behind_us = self._context.identity is not None
-        error = inner_error(start["status"], bytes(self._error_body), is_behind_us=is_behind_us)
+        error = self._named(inner_error(start["status"], bytes(self._error_body), is_behind_us=is_behind_us))
         headers = without_headers(start.get("headers", ()), *_REPLACED_HEADERS)
         if error.status != start["status"]:
             headers = without_headers(headers, b"www-authenticate")
         names = {name.lower() for name, _ in headers}
         await self._answer(error, [*headers, *(pair for pair in error.headers if pair[0] not in names)])
+
+    def _named(self, error: MaaSError) -> MaaSError:
+        if isinstance(error, UpstreamRefusal):  # its words are not ours
+            error.message = Renaming(self._context.model).message(error.message)
+        return error
 
     async def _fail(self, error: MaaSError) -> None:
         if self._client_left or self._complete:

@@ -11,7 +11,7 @@ from functools import partial
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_MESSAGES, LEDGER_SECONDS, in_time, new_id, reject, required, with_headers
-from ..charging import Outcome, charge_for, estimated_tokens
+from ..charging import Outcome, charge_for, estimated_tokens, is_failure
 from ..context import MaaSContext, ensure_context
 from ..errors import AccessDenied, MaaSError
 from ..limiting import (
@@ -22,6 +22,7 @@ from ..limiting import (
     Ledger,
     Subject,
     Verdict,
+    after_failure,
     after_use,
     limit_exceeded,
     limit_headers,
@@ -186,6 +187,11 @@ class _Metered:
         try:
             await app(scope, watching_receive, metering_send)
             self._failed = self._status is None
+        except MaaSError as error:
+            self._failed = True
+            if self._status is None:
+                error.headers = (*error.headers, *self._limit_headers(after_failure(self._verdict)))
+            raise
         except Exception:
             self._failed = True
             raise
@@ -195,17 +201,21 @@ class _Metered:
     async def _meter(self, message: Message) -> Message:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            return {**message, "headers": with_headers(message.get("headers", ()), self._headers())}
+            headers = self._limit_headers(self._verdict_of(message["status"]))
+            return {**message, "headers": with_headers(message.get("headers", ()), headers)}
         if message["type"] in BODY_MESSAGES and not message.get("more_body", False):
             self._complete = True
             await self._settle()
         await self._live.renew_due()
         return message
 
-    def _headers(self) -> Headers:
+    def _verdict_of(self, status: int) -> Verdict:
+        if is_failure(status) or self._context.refusal is not None:
+            return after_failure(self._verdict)
+        if status >= 400:
+            return after_use(self._verdict, 0)
         usage = self._context.usage  # known by now, unless the answer is a stream
-        verdict = self._verdict if usage is None else after_use(self._verdict, usage.total)
-        return self._limit_headers(verdict)
+        return self._verdict if usage is None else after_use(self._verdict, usage.total)
 
     async def _settle(self) -> None:
         if not self._settled:

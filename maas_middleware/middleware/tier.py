@@ -11,6 +11,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .._asgi import (
+    BODY_SECONDS,
     MAXIMUM_BODY_BYTES,
     ClientLeft,
     header_value,
@@ -26,7 +27,7 @@ from .._forms import FormRequest, read_form, with_form
 from ..catalogue import Catalogue, Endpoint, Model
 from ..context import MaaSContext, ensure_context
 from ..dialects import Dialect
-from ..entitlement import check_features, check_ownership, within_cap
+from ..entitlement import check_endpoint, check_features, check_ownership, within_cap
 from ..errors import AccessDenied, InvalidRequest, MaaSError, ModelNotFound, NotFound
 from ..limiting import Ledger, Verdict, limit_exceeded, limit_headers
 from ..tiers import Tier, TierResolver
@@ -50,6 +51,7 @@ class TierMiddleware:
         ledger: where given, refusals tell the caller's rate limits in their headers too, and whoever is over one is
             refused before a large body is read.
         max_body_bytes: what is over it is answered with 413.
+        body_timeout: seconds that a body may take to arrive; then it is answered with 408.
         ietf_headers, jitter: as in `RateLimitMiddleware`.
     """
 
@@ -62,6 +64,7 @@ class TierMiddleware:
         unlisted: Literal["refuse", "unmetered"] = "refuse",
         ledger: Ledger | None = None,
         max_body_bytes: int = MAXIMUM_BODY_BYTES,
+        body_timeout: float = BODY_SECONDS,
         ietf_headers: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -71,6 +74,7 @@ class TierMiddleware:
         self._passes_unlisted = unlisted == "unmetered"
         self._ledger = ledger
         self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
         self._limit_headers = partial(limit_headers, ietf=ietf_headers)
         self._jitter = jitter
 
@@ -102,18 +106,19 @@ class TierMiddleware:
                 raise NotFound
             return scope, receive
         endpoint = location.endpoint(scope["method"])
-        dialect = _dialect(endpoint)
+        dialect = _served_dialect(endpoint)
         context.endpoint = endpoint
         if location.model is not None:
             context.model = self._catalogue.model(location.model.id, tier)
         scope = with_route_path(scope, location.path)
         if scope["method"] == "HEAD":
             return scope, receive
+        check_endpoint(endpoint, tier)
         await self._refuse_early(context, endpoint, tier, scope)
         read = read_form if dialect.is_form else read_json
-        request = context.request = await read(scope, receive, self._max_body_bytes)
+        request = context.request = await read(scope, receive, self._max_body_bytes, self._body_timeout)
         model = context.model = self._model(context.model, request.model, tier)
-        check_features(request, endpoint, tier)
+        check_features(request, tier)
         if isinstance(request, FormRequest):
             request = context.request = request.naming(model.upstream_model)
             return with_form(scope, receive, request)
@@ -156,7 +161,7 @@ def _may_be_large(scope: Scope) -> bool:
     return not length.isdigit() or int(length) > _LARGE_BYTES
 
 
-def _dialect(endpoint: Endpoint) -> Dialect:
+def _served_dialect(endpoint: Endpoint) -> Dialect:
     if endpoint.kind == "administrative":
         raise AccessDenied("This route is for the operators of the model server alone")
     if endpoint.dialect is None:

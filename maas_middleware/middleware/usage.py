@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import (
@@ -20,12 +22,14 @@ from .._asgi import (
 from ..catalogue import Catalogue, Endpoint
 from ..context import MaaSContext, ensure_context
 from ..dialects import Dialect
+from ..envelopes import reported_error
 from ..errors import MaaSError, MethodNotAllowed, NotFound, UpstreamError
 from ..events import EventScanner
 from ..renaming import Renaming
-from ..usage import JSONScanner, is_json, read_usage, reports_error, usage_headers
+from ..usage import JSONScanner, is_json, is_text, read_usage, usage_headers
 
 _MAXIMUM_HELD_BYTES = 4 << 20
+_COMPRESSIONS = frozenset({b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress", b"x-compress"})
 
 
 class UsageMiddleware:
@@ -33,9 +37,14 @@ class UsageMiddleware:
 
     A stream is asked for its usage where the client did not ask, and what the client did not ask for is taken out
     again: event by event it reads what an untouched call would have given. Answers that are no streams tell their
-    usage in `x-odhu-usage-*` headers; up to 4 MiB they are held back for that, larger ones pass without. The inner app
-    sees no `accept-encoding`, because compressed answers cannot be read. A JSON answer that is none, and a stream that
-    ends without saying so, raise `UpstreamError`, so that nobody takes a cut answer for a whole one.
+    usage in `x-odhu-usage-*` headers; up to 4 MiB they are held back for that, larger ones pass without, and keep the
+    name by which their server knows the model. The inner app
+    sees no `accept-encoding`, because compressed answers cannot be read.
+
+    Raises:
+        UpstreamError: after a JSON answer that is none, or a stream that ends without saying so: nobody is to take a
+            cut answer for a whole one. Also instead of an error that was sent as a success, or as an event.
+        UpstreamRefusal: instead of such an error that says that it is a 4xx.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int = MAXIMUM_BODY_BYTES) -> None:
@@ -111,16 +120,17 @@ class _Responder:
     async def _start(self, message: Message) -> None:
         headers: Headers = list(message.get("headers", ()))
         content_type = header_value(headers, b"content-type").lower()
-        readable = message["status"] < 300 and header_value(headers, b"content-encoding") in (b"", b"identity")
-        if readable and content_type.startswith(b"application/json"):
+        encodings = {name.strip() for name in header_value(headers, b"content-encoding").lower().split(b",")}
+        readable = message["status"] < 300 and encodings.isdisjoint(_COMPRESSIONS)
+        is_stream = message["status"] != 204 and content_type.startswith(b"text/event-stream")
+        if readable and not is_stream and (self._dialect.is_json_only or content_type.startswith(b"application/json")):
             self._held = [message]
             return
-        if readable and content_type.startswith(b"text/event-stream"):
+        if readable and is_stream:
             self._events = EventScanner(
                 self._dialect, strip=self._strip, renaming=self._renaming, audio_tokens_per_second=self._rate
             )
-            if self._events.changes:
-                headers = without_headers(headers, *BODY_HEADERS)
+            headers = without_headers(headers, *BODY_HEADERS)
         elif readable and (metadata := header_value(headers, b"metadata")):
             # vLLM tells here what it cannot tell in embeddings that are no JSON
             self._context.usage = read_usage(metadata, self._rate)
@@ -135,10 +145,13 @@ class _Responder:
         context = self._context
         context.usage, context.produced, context.events = events.usage, events.produced, events.events
         context.reported_failure = events.failed
-        if not more and events.is_cut:  # an upstream that closes its connection looks like the end of the answer
+        error = events.error
+        if error is None and not more and events.is_cut:
+            error = UpstreamError()  # an upstream that closes its connection looks like the end of the answer
+        if error is not None:
             if body:
                 await self._send({**message, "body": body, "more_body": True})
-            raise UpstreamError
+            raise error
         if body or not more:
             await self._send({**message, "body": body})
 
@@ -148,6 +161,8 @@ class _Responder:
         if not message.get("more_body", False):
             await self._answer()
         elif self._held_bytes > _MAXIMUM_HELD_BYTES:
+            if self._dialect.is_json_only and not _looks_like_json(self._held):
+                raise UpstreamError
             await self._release()
 
     async def _release(self) -> None:
@@ -162,9 +177,12 @@ class _Responder:
         (start, *pieces), self._held = self._held, []
         body = b"".join(piece.get("body", b"") for piece in pieces)
         usage = self._context.usage = read_usage(body, self._rate)
-        if usage is None and start["status"] != 204 and not is_json(body):
+        is_readable = is_json(body) if usage is None else is_text(body)
+        if not is_readable and (self._dialect.is_json_only or start["status"] != 204):
             raise UpstreamError
-        self._context.reported_failure = usage is None and reports_error(body)
+        if usage is None and (error := reported_error(body)) is not None:
+            self._context.reported_failure = True
+            raise error
         headers = with_headers(start.get("headers", ()), usage_headers(usage) if usage is not None else [])
         if (renamed := self._renaming(body)) is not body:
             headers = without_headers(headers, *BODY_HEADERS)
@@ -178,3 +196,7 @@ class _Responder:
             if not message.get("more_body", False):
                 self._context.usage = self._large.usage
         await self._send(message)
+
+
+def _looks_like_json(pieces: Iterable[Message]) -> bool:
+    return next((body for piece in pieces if (body := piece.get("body", b"").lstrip())), b"")[:1] in (b"{", b"[")

@@ -82,6 +82,8 @@ class OpenShiftProvider:
     ) -> None:
         if review not in ("tokenreview", "users-self"):
             raise ValueError(f"a review is tokenreview or users-self, not {review}")
+        if audiences and review == "users-self":
+            raise ValueError("audiences cannot be checked by the review users-self")
         self._api_server = APIServer(api_url, transport or cluster_transport(), timeout)
         self._reviews: TokenReviews | UsersSelf = UsersSelf(self._api_server)
         self._audiences: tuple[str, ...] = ()

@@ -53,11 +53,19 @@ class OpenShiftSettings(Struct, frozen=True, kw_only=True):
 
 
 class ProxySettings(Struct, frozen=True, kw_only=True):
-    """How the gateway speaks to model servers: time-outs in seconds, and the largest body of a request in bytes."""
+    """How requests are read, mounted too, and how the gateway speaks to model servers.
+
+    Attributes:
+        connect_timeout, first_byte_timeout, idle_timeout: seconds to connect to a server, until its answer begins, and
+            between two pieces of it.
+        body_timeout: seconds that the body of a request may take to arrive.
+        max_body_bytes: the largest body of a request.
+    """
 
     connect_timeout: Seconds = 5.0
     first_byte_timeout: Seconds = 120.0
     idle_timeout: Seconds = 60.0
+    body_timeout: Seconds = 60.0
     max_body_bytes: Positive = 32 * 1024 * 1024
 
 
@@ -164,6 +172,8 @@ def _finished(reader: Reader, layer: Layer) -> Settings:
     models_from(reader, settings.models, None if tiers is None else {tier.name for tier in tiers})
     _inner_api_key(reader, settings)
     check_lifetimes(reader, settings.tokens)
+    if settings.openshift.audiences and settings.openshift.review == "users-self":
+        reader.refuse(reader.place("openshift.audiences"), "cannot be checked by the review users-self")
     reader.finish()
     return settings
 

@@ -6,8 +6,8 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,19 @@ class Target:
         assert [line for line in lines if _ADDRESS.search(line)] == []
 
 
+@contextmanager
+def watched(target: Target, log: pytest.LogCaptureFixture) -> Iterator[Target]:
+    """The target, which nobody has asked for anything. In the end nothing in the log may be of use to an attacker."""
+    target.service.simulator.requests.clear()
+    target.service.cluster.reviews.clear()
+    server = logging.getLogger("uvicorn.error")  # does not propagate
+    log.set_level(logging.DEBUG, logger="maas_middleware")
+    server.addHandler(log.handler)
+    yield target
+    server.removeHandler(log.handler)
+    target.logs_nothing_of_it(log)
+
+
 def request(
     method: str, target: str, *headers: str, token: str | None = None, body: bytes | str | None = None
 ) -> bytes:
@@ -219,7 +232,7 @@ async def besieged(directory: Path, **overrides: object) -> AsyncIterator[Target
 
 
 @asynccontextmanager
-async def besieged_behind(http: str, directory: Path) -> AsyncIterator[Target]:
+async def besieged_behind(http: str, directory: Path, **proxy: float) -> AsyncIterator[Target]:
     """The same with one model, behind one of the two HTTP parsers of uvicorn: they disagree about odd requests."""
     (keys := SigningKeys.generate()).save(file := directory / "keys.json")
     cluster, model = StandInCluster({}), SimulatedModel("simulator")
@@ -230,6 +243,7 @@ async def besieged_behind(http: str, directory: Path) -> AsyncIterator[Target]:
             models=[{"id": "simulator", "tiers": "all", "upstreams": [model_url]}],
             tokens={"signing_keys_file": str(file)},
             tiers=TIERS,
+            proxy=proxy,
         )
         async with serving(gateway(settings), lifespan="on", http=http) as url:
             yield Target(Deployment(url, client, cluster, model, model), keys)

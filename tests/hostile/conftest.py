@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from .attack import Target
+from .attack import Target, besieged_behind, watched
 
 
 @pytest.fixture(scope="module")
@@ -13,12 +12,21 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def http(request: pytest.FixtureRequest) -> str:
+    parser: str = request.param
+    return parser
+
+
+@pytest.fixture(scope="module")
+async def besieged_target(http: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
+    """One model behind each of the two parsers; most modules have a deployment of their own."""
+    async with besieged_behind(http, tmp_path_factory.mktemp("keys")) as target:
+        yield target
+
+
 @pytest.fixture
 def target(besieged_target: Target, caplog: pytest.LogCaptureFixture) -> Iterator[Target]:
-    """The deployment of the module. After each test, nothing in the log may be of use to an attacker."""
-    server = logging.getLogger("uvicorn.error")  # does not propagate
-    caplog.set_level(logging.DEBUG, logger="maas_middleware")
-    server.addHandler(caplog.handler)
-    yield besieged_target
-    server.removeHandler(caplog.handler)
-    besieged_target.logs_nothing_of_it(caplog)
+    """The deployment of the module, watched."""
+    with watched(besieged_target, caplog):
+        yield besieged_target

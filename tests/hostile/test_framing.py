@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
 
-from maas_middleware import _asgi
-
 from ..deployments import chat
-from .attack import CHAT, Target, besieged_behind, request
+from .attack import CHAT, Target, besieged_behind, request, watched
 
 CHUNKED = "Transfer-Encoding: chunked"
 GOOD = json.dumps(chat()).encode()
@@ -21,24 +19,17 @@ MEBIBYTE = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
 SMUGGLED = b"POST /v1/load_lora_adapter HTTP/1.1\r\nHost: gateway\r\nContent-Length: 2\r\n\r\n{}"
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-async def besieged_target(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Target]:
-    async with besieged_behind(request.param, tmp_path_factory.mktemp("keys")) as target:
+@pytest.fixture(scope="module")
+async def impatient_target(http: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
+    async with besieged_behind(http, tmp_path_factory.mktemp("keys"), body_timeout=0.2) as target:
         yield target
 
 
 @pytest.fixture
-def target(target: Target) -> Target:
-    target.service.simulator.requests.clear()
-    return target
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies have to come within a moment; no setting says so."""
-    monkeypatch.setattr(_asgi.read_body, "__defaults__", (0.2,))
+def impatient(impatient_target: Target, caplog: pytest.LogCaptureFixture) -> Iterator[Target]:
+    """A deployment where bodies have to come within a moment."""
+    with watched(impatient_target, caplog):
+        yield impatient_target
 
 
 @pytest.mark.parametrize(
@@ -65,7 +56,6 @@ async def test_body_of_32_mib_is_read(target: Target) -> None:
     assert answer.status == 200
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("header", "body"),
     [
@@ -76,15 +66,15 @@ async def test_body_of_32_mib_is_read(target: Target) -> None:
         pytest.param(CHUNKED, b"ff\r\n{", id="within-a-chunk"),
     ],
 )
-async def test_body_that_never_ends_is_408(target: Target, header: str, body: bytes) -> None:
-    token = target.access()
+async def test_body_that_never_ends_is_408(impatient: Target, header: str, body: bytes) -> None:
+    token = impatient.access()
 
     with anyio.fail_after(2):
-        answer = await target.ask("POST", CHAT, header, token=token, body=body)
+        answer = await impatient.ask("POST", CHAT, header, token=token, body=body)
 
     answer.refusal(408, "request_timeout")
-    assert target.service.simulator.requests == []
-    assert await target.used(token) == (0, 0)
+    assert impatient.service.simulator.requests == []
+    assert await impatient.used(token) == (0, 0)
 
 
 async def test_request_may_come_byte_by_byte(target: Target) -> None:
@@ -132,7 +122,6 @@ async def test_body_longer_than_its_length_is_cut_there_and_the_rest_is_no_part_
     assert [seen.path for seen in target.service.simulator.requests] == [CHAT]
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("headers", "body"),
     [
@@ -158,17 +147,17 @@ async def test_body_longer_than_its_length_is_cut_there_and_the_rest_is_no_part_
     ],
 )
 async def test_request_of_two_minds_about_its_length_is_refused_and_nothing_is_smuggled(
-    target: Target, headers: list[str], body: bytes
+    impatient: Target, headers: list[str], body: bytes
 ) -> None:
-    token = target.access()
+    token = impatient.access()
 
-    answer = await target.ask("POST", CHAT, *headers, token=token, body=body)
+    answer = await impatient.ask("POST", CHAT, *headers, token=token, body=body)
 
     assert answer.status in (400, 408), answer.received  # some parsers wait for more than 64 bits can count
     assert answer.whole
     assert answer.received.count(b"HTTP/1.1 ") == 1
-    assert target.service.simulator.requests == []
-    assert await target.used(token) == (0, 0)
+    assert impatient.service.simulator.requests == []
+    assert await impatient.used(token) == (0, 0)
 
 
 async def test_requests_of_one_connection_do_not_lend_each_other_their_identity(target: Target) -> None:

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
 from ..deployments import chat
-from .attack import CHAT, Answer, Target, besieged_behind
+from .attack import CHAT, Answer, Target
 
 GOOD = json.dumps(chat()).encode()
-
-
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-async def besieged_target(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Target]:
-    async with besieged_behind(request.param, tmp_path_factory.mktemp("keys")) as target:
-        yield target
-
-
-@pytest.fixture
-def target(target: Target) -> Target:
-    target.service.simulator.requests.clear()
-    target.service.cluster.reviews.clear()
-    return target
 
 
 def seen(target: Target) -> list[str]:

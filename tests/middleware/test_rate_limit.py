@@ -24,6 +24,7 @@ from maas_middleware.dialects import SPEECH
 from maas_middleware.errors import AccessDenied, StoreUnavailable, UpstreamError
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Lease, Ledger, Subject, Verdict, parse_limits
+from maas_middleware.middleware.errors import ErrorEnvelopeMiddleware
 from maas_middleware.middleware.rate_limit import RateLimitMiddleware
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
@@ -180,7 +181,9 @@ class Hanging(MemoryLedger):
         pytest.param(json_answer(b'{"usage":{"prompt_tokens":0,"total_tokens":0}}'), CHAT, (1, 0), id="usage-of-0"),
         pytest.param(json_answer(NO_USAGE), CHAT, (1, ESTIMATE), id="json-without-usage"),
         pytest.param(json_answer(b"garbage"), CHAT, (0, 0), id="garbage-is-no-answer"),
-        pytest.param([start(200), last(b"text")], CHAT, (1, ESTIMATE), id="text-without-usage"),
+        pytest.param([start(200), last(b"text")], CHAT, (0, 0), id="text-is-no-answer"),
+        pytest.param([start(200), last(NO_USAGE)], CHAT, (1, ESTIMATE), id="json-without-usage-or-a-type"),
+        pytest.param([EVENT_STREAM, last()], STREAM, (1, PROMPT), id="empty-stream-is-cut"),
         pytest.param(
             [EVENT_STREAM, piece(delta("a")), piece(b"data: " + usage(30) + b"\n\n"), piece(DONE), last()],
             STREAM,
@@ -225,6 +228,7 @@ def events(*documents: bytes) -> list[Message]:
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 CHAT_ERROR = b'{"error":{"message":"overloaded","code":500}}'
+CHAT_REFUSAL = b'{"error":{"message":"too long","code":400}}'
 MESSAGES_ERROR = b'{"type":"error","error":{"type":"overloaded_error","message":"overloaded"}}'
 FAILED = b'{"type":"response.failed","response":{"status":"failed","error":{"code":"server_error"},"usage":%b}}'
 SOME_USAGE = b'{"input_tokens":10,"output_tokens":5,"total_tokens":15}'
@@ -234,6 +238,8 @@ SOME_USAGE = b'{"input_tokens":10,"output_tokens":5,"total_tokens":15}'
     ("path", "messages", "charged"),
     [
         pytest.param(CHAT_COMPLETIONS, json_answer(CHAT_ERROR), (0, 0), id="json"),
+        pytest.param(CHAT_COMPLETIONS, json_answer(CHAT_REFUSAL), (0, 0), id="json-refusal"),
+        pytest.param(CHAT_COMPLETIONS, events(CHAT_REFUSAL, b"[DONE]"), (0, 0), id="refusal-in-a-stream"),
         pytest.param(CHAT_COMPLETIONS, events(CHAT_ERROR, b"[DONE]"), (0, 0), id="chat-stream"),
         pytest.param(MESSAGES, events(MESSAGES_ERROR), (0, 0), id="messages-stream"),
         pytest.param(RESPONSES, events(FAILED % b"null"), (0, 0), id="responses-stream"),
@@ -257,9 +263,8 @@ async def test_failure_that_a_model_reports_inside_a_200_is_charged_for_what_it_
 ) -> None:
     ledger = memory()
 
-    answer = await converse(metered(Answering(*messages), ledger), "POST", path, headers=[AS_ALICE], json=STREAM)
+    await converse(metered(Answering(*messages), ledger), "POST", path, headers=[AS_ALICE], json=STREAM)
 
-    assert (answer.status, answer.complete, answer.exception) == (200, True, None)
     assert await used(ledger) == charged
 
 
@@ -372,6 +377,31 @@ async def test_charge_of_an_app_that_fails(messages: list[Message], fault: Excep
 
     assert answer.exception is fault
     assert await used(ledger) == charged
+
+
+@pytest.mark.parametrize(
+    ("messages", "requests", "tokens"),
+    [
+        pytest.param(json_answer(usage(30)), "49", "99970", id="usage"),
+        pytest.param(json_answer(b"{}", 400), "49", "100000", id="4xx-costs-the-request"),
+        pytest.param([{"type": "http.response.start", "status": 404}, last(b"no")], "49", "100000", id="no-headers"),
+        pytest.param(json_answer(b"{}", 401), "50", "100000", id="401-is-about-our-credential"),
+        pytest.param(json_answer(b"{}", 500), "50", "100000", id="5xx"),
+        pytest.param(json_answer(b"garbage"), "50", "100000", id="garbage"),
+    ],
+)
+async def test_answer_tells_the_limits_as_they_are_once_it_is_settled(
+    messages: list[Message], requests: str, tokens: str
+) -> None:
+    ledger = memory()
+
+    answer = await chat(ErrorEnvelopeMiddleware(metered(Answering(*messages), ledger)))
+    head = await converse(metered(Answering(), ledger), "HEAD", CHAT_COMPLETIONS, headers=[AS_ALICE])
+
+    names = [f"x-ratelimit-{what}" for what in ("remaining-requests", "remaining-tokens", "reset-requests")]
+    told = [answer.header(name) for name in names]
+    assert told[:2] == [requests, tokens]
+    assert told == [head.header(name) for name in names]
 
 
 async def test_answer_without_usage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -569,7 +599,7 @@ async def test_refusal_of_our_own_behind_the_limits_costs_nothing() -> None:
     answer = await chat(metered(refuse, ledger))
 
     assert answer.status == 403
-    assert answer.header("x-ratelimit-remaining-requests") == "49"
+    assert answer.header("x-ratelimit-remaining-requests") == "50"
     assert await used(ledger) == (0, 0)
 
 
@@ -783,10 +813,9 @@ def limits(answer: Conversation) -> dict[str, str]:
     "messages",
     [
         pytest.param([EVENT_STREAM, piece(delta("a")), last()], id="stream"),
-        pytest.param([{"type": "http.response.start", "status": 400}, last(b"no")], id="error-without-headers"),
-        pytest.param([{**start(200), "headers": ()}, last(b"no")], id="headers-as-a-tuple"),
+        pytest.param([{**start(200), "headers": ()}, last(b"{}")], id="headers-as-a-tuple"),
         pytest.param(
-            [start(200, (b"X-RateLimit-Limit-Requests", b"9"), (b"x-ratelimit-reset-tokens", b"9s")), last()],
+            [start(200, (b"X-RateLimit-Limit-Requests", b"9"), (b"x-ratelimit-reset-tokens", b"9s")), last(b"{}")],
             id="app-with-limits-of-its-own",
         ),
     ],
@@ -802,6 +831,17 @@ async def test_every_answer_tells_the_limits_as_they_are_after_this_request(mess
         "x-ratelimit-remaining-tokens": "0",
         "x-ratelimit-reset-tokens": "1m1s",
     }
+
+
+@pytest.mark.parametrize("body", [b"garbage", b'{"error":"no"}', b'{"error":{"message":"no","code":400}}'])
+async def test_error_that_takes_the_place_of_an_answer_tells_the_limits_too(body: bytes) -> None:
+    shells = ErrorEnvelopeMiddleware(metered(Answering(*json_answer(body)), memory(), tier=FREE))
+
+    answer = await chat(shells)
+
+    assert answer.status == (400 if b"400" in body else 502)
+    assert answer.header("x-ratelimit-limit-requests") == "5"
+    assert [name for name, _ in answer.headers].count("x-ratelimit-remaining-requests") == 1
 
 
 async def test_answer_whose_usage_is_known_tells_what_is_really_left() -> None:

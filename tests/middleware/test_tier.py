@@ -408,6 +408,29 @@ async def test_feature_that_the_tier_lacks_is_refused_with_the_limits() -> None:
     assert app.scopes == []
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/audio/transcriptions", "/v1/messages/count_tokens"])
+async def test_endpoint_that_the_tier_lacks_is_refused_before_the_body_is_read(path: str) -> None:
+    async def receive() -> Message:
+        raise AssertionError("the body was read")
+
+    ledger = MemoryLedger(clock=FakeClock())
+    shell = tiered(inner(), resolver=resolving(features=["streaming"]), ledger=ledger)
+
+    answer = await converse(lambda scope, _, send: shell(scope, receive, send), "POST", path, headers=[AS_ALICE])
+
+    assert (answer.status, answer.exception) == (403, None)
+    assert "is not available in your tier" in answer.json()["error"]["message"]
+    assert answer.header("x-ratelimit-remaining-requests") == "5"
+
+
+async def test_head_to_an_endpoint_that_the_tier_lacks_passes() -> None:
+    answer = await converse(
+        tiered(inner(), resolver=resolving(features=[])), "HEAD", "/v1/embeddings", headers=[AS_ALICE]
+    )
+
+    assert answer.status == 200
+
+
 async def test_feature_of_a_changed_tier_applies_to_the_next_request() -> None:
     tiers, app = [replace(FREE, features=[])], inner()
     shell = tiered(app, resolver=GroupTierResolver(lambda: tiers))

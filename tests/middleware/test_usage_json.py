@@ -10,8 +10,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Message
 
-from maas_middleware.catalogue import Model
-from maas_middleware.errors import UpstreamError
+from maas_middleware.catalogue import CHAT_COMPLETIONS, Model
+from maas_middleware.errors import MaaSError, UpstreamError, UpstreamRefusal
 from maas_middleware.middleware.usage import UsageMiddleware
 from maas_middleware.usage import TokenUsage
 from tests.parts import Answering, PassingOn, json_answer, last, piece, start
@@ -89,21 +89,76 @@ async def test_json_answer_without_usage_tells_none(body: bytes) -> None:
         pytest.param(b'{"usage":', id="truncated"),
         pytest.param(b"<html>\xff", id="no-json"),
         pytest.param(b'{"model":"\xff"}', id="no-utf-8"),
+        pytest.param(b'{"model":"\xff","usage":' + USAGE + b"}", id="no-utf-8-with-usage"),
+        pytest.param(b'{"usage":' + USAGE + b"}}", id="too-long-with-usage"),
     ],
 )
-async def test_json_answer_that_cannot_be_read_is_no_answer(body: bytes) -> None:
-    answer = await ask(UsageMiddleware(Answering(*json_answer(body))))
+@pytest.mark.parametrize("path", [CHAT_COMPLETIONS, "/v1/embeddings"])
+async def test_json_answer_that_cannot_be_read_is_no_answer(body: bytes, path: str) -> None:
+    answer = await ask(UsageMiddleware(Answering(*json_answer(body))), path)
 
     assert answer.messages == []
     assert isinstance(answer.exception, UpstreamError)
 
 
-async def test_answer_without_content_is_empty() -> None:
-    messages = [start(204, (b"content-type", b"application/json")), last()]
+JSON_ONLY = [
+    *(CHAT_COMPLETIONS, "/v1/completions", "/v1/messages", "/v1/responses", "/v1/rerank", "/score"),
+    "/v1/images/generations",
+]
+TYPES = [
+    pytest.param([], id="no-type"),
+    *(
+        pytest.param([(b"content-type", kind)], id=kind.decode())
+        for kind in (b"text/plain", b"text/html", b"text/json", b"application/octet-stream")
+    ),
+]
 
-    answer = await ask(UsageMiddleware(Answering(*messages)))
 
-    assert answer.messages == messages
+@pytest.mark.parametrize("headers", TYPES)
+@pytest.mark.parametrize("path", JSON_ONLY)
+async def test_json_is_read_whatever_its_type_says_where_nothing_else_may_come(
+    path: str, headers: list[tuple[bytes, bytes]]
+) -> None:
+    app = Answering(start(200, *headers), piece(JSON_ANSWER[:9]), last(JSON_ANSWER[9:]))
+
+    answer = await ask(UsageMiddleware(app), path)
+
+    assert answer.body == JSON_ANSWER
+    assert answer.header("x-odhu-usage-total-tokens") == "12"
+    assert context_of(app).usage == TokenUsage(5, 7, 12)
+
+
+@pytest.mark.parametrize("headers", TYPES)
+@pytest.mark.parametrize("path", JSON_ONLY)
+async def test_what_is_no_json_is_no_answer_where_nothing_else_may_come(
+    path: str, headers: list[tuple[bytes, bytes]]
+) -> None:
+    for body in (b"<html>502 of nginx</html>", b"", b"hello"):
+        answer = await ask(UsageMiddleware(Answering(start(200, *headers), last(body))), path)
+
+        assert answer.messages == []
+        assert isinstance(answer.exception, UpstreamError)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/pooling", "/v1/audio/speech", "/v1/audio/transcriptions", "/tokenize"]
+)
+async def test_other_answers_may_be_of_any_type(path: str) -> None:
+    messages = [start(200, (b"content-type", b"application/octet-stream")), piece(b"RI"), last(b"FF")]
+
+    assert (await ask(UsageMiddleware(Answering(*messages)), path)).messages == messages
+
+
+@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"])
+async def test_answer_without_content_is_one_only_where_it_need_not_be_json(content_type: bytes) -> None:
+    messages = [start(204, (b"content-type", content_type)), last()]
+
+    empty = await ask(UsageMiddleware(Answering(*messages)), "/v1/embeddings")
+    missing = await ask(UsageMiddleware(Answering(*messages)))
+
+    assert empty.messages == messages
+    assert missing.messages == []
+    assert isinstance(missing.exception, UpstreamError)
 
 
 async def test_usage_that_an_inner_gateway_tells_is_replaced_by_ours() -> None:
@@ -139,6 +194,37 @@ async def test_json_answer_over_4_mib_streams_through_and_is_metered_all_the_sam
 
     assert answer.messages == [begin, *pieces, last()]
     assert context_of(app).usage == TokenUsage(5, 7, 12)
+
+
+@pytest.mark.parametrize("begins", [b"{", b"[", b" \r\n\t{"])
+async def test_answer_over_4_mib_that_begins_as_json_streams_through_whatever_its_type_says(begins: bytes) -> None:
+    body = large_json(5 * MIB)
+    pieces = [piece(b""), piece(begins[:1]), piece(begins[1:]), piece(body[1:]), last()]
+    app = Answering(start(200), *pieces)
+
+    answer = await ask(UsageMiddleware(app))
+
+    assert answer.messages == [start(200), *pieces]
+    assert context_of(app).usage == TokenUsage(5, 7, 12)
+
+
+@pytest.mark.parametrize("begins", [b"<html>", b'"', b"7", b" ", b"\xff{"])
+@pytest.mark.parametrize("headers", [[], [(b"content-type", b"application/json")]], ids=["no-type", "json"])
+async def test_answer_over_4_mib_that_begins_otherwise_is_no_answer(
+    headers: list[tuple[bytes, bytes]], begins: bytes
+) -> None:
+    app = Answering(start(200, *headers), piece(begins), piece(b" " * (4 * MIB)), last(b"{}"))
+
+    answer = await ask(UsageMiddleware(app))
+
+    assert answer.messages == []
+    assert isinstance(answer.exception, UpstreamError)
+
+
+async def test_answer_over_4_mib_may_begin_as_it_likes_where_other_types_may_come() -> None:
+    messages = [start(200, (b"content-type", b"application/json")), piece(b"<html>"), piece(b" " * 4 * MIB), last()]
+
+    assert (await ask(UsageMiddleware(Answering(*messages)), "/v1/embeddings")).messages == messages
 
 
 async def test_json_answer_over_4_mib_leaves_before_its_end_is_there() -> None:
@@ -281,32 +367,63 @@ async def test_large_answer_in_seconds_is_metered_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "is_failure"),
+    ("body", "kind", "message"),
     [
-        pytest.param(b'{"error":{"message":"no"}}', True, id="openai"),
-        pytest.param(b'{"type":"error","error":{"type":"overloaded_error"}}', True, id="anthropic"),
-        pytest.param(b'{"status":"failed","error":{"code":"server_error"},"usage":null}', True, id="responses"),
-        pytest.param(b'{"error":null,"choices":[]}', False, id="null"),
-        pytest.param(b'{"error":{"message":"no"},"usage":' + USAGE + b"}", False, id="with-usage"),
-        pytest.param(JSON_ANSWER, False, id="answer"),
+        pytest.param(
+            b'{"error":{"message":"dead","code":500}}', UpstreamError, "The model failed to answer", id="openai"
+        ),
+        pytest.param(
+            b'{"type":"error","error":{"type":"overloaded_error"}}',
+            UpstreamError,
+            "The model failed to answer",
+            id="anthropic",
+        ),
+        pytest.param(
+            b'{"status":"failed","error":{"code":"server_error"},"usage":null}',
+            UpstreamError,
+            "The model failed to answer",
+            id="responses",
+        ),
+        pytest.param(b'{"error":{"message":"Too long","code":400}}', UpstreamRefusal, "Too long", id="refusal"),
     ],
 )
-async def test_error_inside_a_success_is_reported_where_nothing_was_used(body: bytes, is_failure: bool) -> None:
+@pytest.mark.parametrize("path", [CHAT_COMPLETIONS, "/v1/embeddings"])
+async def test_error_inside_a_success_is_raised_where_nothing_was_used(
+    path: str, body: bytes, kind: type[MaaSError], message: str
+) -> None:
+    app = Answering(*json_answer(body))
+
+    answer = await ask(UsageMiddleware(app), path)
+
+    assert answer.messages == []
+    assert isinstance(answer.exception, kind)
+    assert answer.exception.message == message
+    assert context_of(app).reported_failure
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"error":null,"choices":[]}', id="null"),
+        pytest.param(b'{"error":{"message":"no"},"usage":' + USAGE + b"}", id="with-usage"),
+    ],
+)
+async def test_error_beside_an_answer_passes(body: bytes) -> None:
     app = Answering(*json_answer(body))
 
     answer = await ask(UsageMiddleware(app))
 
     assert answer.body == body
-    assert context_of(app).reported_failure is is_failure
+    assert not context_of(app).reported_failure
 
 
-NAMED = b'{"model": "sim-7b", "choices": [{"message": {"content": "{\\"model\\": \\"sim-7b\\"}"}}]}'
+NAMED = b'{"model":"sim-7b","choices":[{"message":{"content":"{\\"model\\": \\"sim-7b\\"}"}}]}'
 
 
 @pytest.mark.parametrize(
     ("body", "renamed"),
     [
-        pytest.param(NAMED, NAMED.replace(b'"sim-7b", ', b'"org/simulator", '), id="top"),
+        pytest.param(NAMED, NAMED.replace(b'"sim-7b",', b'"org/simulator",'), id="top"),
         pytest.param(b'{"response":{"model":"sim-7b"}}', b'{"response":{"model":"org/simulator"}}', id="response"),
         pytest.param(b'{"message":{"model":"sim-7b"}}', b'{"message":{"model":"org/simulator"}}', id="message"),
     ],

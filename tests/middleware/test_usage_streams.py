@@ -9,12 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas_middleware.catalogue import Model
 from maas_middleware.context import get_context
-from maas_middleware.errors import UpstreamError
+from maas_middleware.errors import MaaSError, UpstreamError, UpstreamRefusal
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
 from maas_middleware.usage import TokenUsage
 from tests.parts import AS_ALICE, CATALOGUE, EVENT_STREAM, RESOLVER, Answering, identified, last, piece, start, watched
-from tests.streams import CHATS, OTHERS, TOKENS_PER_SECOND, Recording, events, without_null_usage
+from tests.streams import CHATS, OTHERS, TOKENS_PER_SECOND, Recording, events, whole_events, without_null_usage
 
 from .metering import ASKED, DONE, STOP, STREAM, USAGE_EVENT, ask, context_of, delta, serving_model
 
@@ -63,13 +63,13 @@ async def test_client_that_did_not_ask_reads_what_an_untouched_call_would_have_g
 
 
 @pytest.mark.parametrize("every", [pytest.param(size, id=f"{size}-bytes") for size in (1, 7, 10_000)])
-async def test_client_that_asked_reads_every_byte_as_it_came(every: int) -> None:
-    messages = cut(WITH_USAGE, every=every)
-    app = Answering(*messages)
+async def test_client_that_asked_reads_every_event_as_it_came(every: int) -> None:
+    app = Answering(*cut(WITH_USAGE, every=every))
 
     answer = await ask(UsageMiddleware(app), json=ASKED)
 
-    assert answer.messages == messages
+    assert (answer.body, answer.complete) == (WITH_USAGE, True)
+    assert all(message.get("body", b"\n\n").endswith(b"\n\n") for message in answer.messages[1:-1])
     assert context_of(app).usage == TokenUsage(5, 7, 12)
     assert context_of(app).produced == 2
 
@@ -142,22 +142,14 @@ async def test_stream_that_breaks_off_keeps_its_whole_events_and_has_no_end() ->
     assert context_of(app).produced == 1
 
 
-@pytest.mark.parametrize(
-    ("body", "gone"),
-    [
-        pytest.param(STREAM, {"content-length", "etag", "content-md5"}, id="changed"),
-        pytest.param(ASKED, set(), id="untouched"),
-    ],
-)
-async def test_stream_that_is_changed_loses_the_headers_that_describe_its_bytes(
-    body: dict[str, Any], gone: set[str]
-) -> None:
+@pytest.mark.parametrize("body", [pytest.param(STREAM, id="stripped"), pytest.param(ASKED, id="untouched")])
+async def test_stream_loses_the_headers_that_describe_its_bytes(body: dict[str, Any]) -> None:
     headers = [(b"content-type", b"text/event-stream"), (b"etag", b"abc"), (b"content-md5", b"abc")]
-    begin = start(200, *headers, (b"content-length", str(len(WITH_USAGE)).encode()))
+    begin = start(200, *headers, (b"Content-Length", str(len(WITH_USAGE)).encode()), (b"x-other", b"kept"))
 
     answer = await ask(UsageMiddleware(Answering(begin, last(WITH_USAGE))), json=body)
 
-    assert {"content-type", "etag", "content-md5", "content-length"} - {name for name, _ in answer.headers} == gone
+    assert answer.headers == [("content-type", "text/event-stream"), ("x-other", "kept")]
 
 
 async def test_stream_tells_no_usage_in_its_headers() -> None:
@@ -168,33 +160,70 @@ async def test_stream_tells_no_usage_in_its_headers() -> None:
 
 @pytest.mark.parametrize("body", [pytest.param(STREAM, id="stripped"), pytest.param(ASKED, id="untouched")])
 @pytest.mark.parametrize(
-    "messages",
+    ("messages", "given"),
     [
-        pytest.param([piece(delta("a")), last()], id="behind-an-event"),
-        pytest.param([last(delta("a"))], id="with-the-last-event"),
+        pytest.param([piece(delta("a")), last()], delta("a"), id="behind-an-event"),
+        pytest.param([last(delta("a"))], delta("a"), id="with-the-last-event"),
+        pytest.param([last(delta("a") + b'data: {"cho')], delta("a"), id="within-an-event"),
+        pytest.param([last(STOP + DONE + b'data: {"cho')], STOP + DONE, id="within-an-event-behind-the-end"),
+        pytest.param([last()], b"", id="empty"),
+        pytest.param([last(b": ping\n\n")], b": ping\n\n", id="comments"),
+        pytest.param([last(b'data: {"a":1}\n\n')], b'data: {"a":1}\n\n', id="another-protocol"),
+        pytest.param([last(b"<html>no</html>")], b"", id="no-events"),
     ],
 )
-async def test_stream_that_ends_without_saying_so_is_cut(body: dict[str, Any], messages: list[Message]) -> None:
+async def test_stream_that_ends_without_saying_so_is_cut(
+    body: dict[str, Any], messages: list[Message], given: bytes
+) -> None:
     answer = await ask(UsageMiddleware(Answering(EVENT_STREAM, *messages)), json=body)
 
-    assert (answer.body, answer.complete) == (delta("a"), False)
+    assert (answer.body, answer.complete) == (given, False)
     assert isinstance(answer.exception, UpstreamError)
 
 
+BROKEN = b'data: {"error":{"message":"The engine is dead at 10.0.0.7","code":500}}\n\n'
+REFUSED = b'data: {"error":{"message":"The prompt is too long","param":"messages","code":400}}\n\n'
+
+
+@pytest.mark.parametrize("body", [pytest.param(STREAM, id="stripped"), pytest.param(ASKED, id="untouched")])
 @pytest.mark.parametrize(
-    "stream",
+    ("event", "kind", "message"),
     [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b": ping\n\n", id="comments"),
-        pytest.param(b'data: {"error":{"message":"no"}}\n\n', id="error"),
-        pytest.param(b'data: {"anything":1}\n\n', id="another-protocol"),
-        pytest.param(delta("a") + b'data: {"error":{"message":"no"}}\n\n', id="error-behind-content"),
+        pytest.param(BROKEN, UpstreamError, "The model failed to answer", id="of-the-model"),
+        pytest.param(REFUSED, UpstreamRefusal, "The prompt is too long", id="of-the-request"),
     ],
 )
-async def test_stream_that_has_no_choices_or_says_how_it_ended_is_whole(stream: bytes) -> None:
-    answer = await ask(UsageMiddleware(Answering(EVENT_STREAM, last(stream))), json=STREAM)
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param([last(DONE)], id="the-end-in-a-piece-of-its-own"),
+        pytest.param([piece(delta("b")), last()], id="content-in-a-piece-of-its-own"),
+        pytest.param([], id="nothing"),
+    ],
+)
+async def test_error_event_is_raised_behind_what_came_before_it(
+    body: dict[str, Any], event: bytes, kind: type[MaaSError], message: str, behind: list[Message]
+) -> None:
+    for pieces in ([piece(delta("a") + event)], [piece(delta("a") + event[:9]), piece(event[9:])]):
+        app = Answering(EVENT_STREAM, *pieces, *behind)
 
-    assert (answer.body, answer.complete, answer.exception) == (stream, True, None)
+        answer = await ask(UsageMiddleware(app), json=body)
+
+        assert (answer.body, answer.complete) == (delta("a"), False)
+        assert isinstance(answer.exception, kind)
+        assert answer.exception.message == message
+        assert (context_of(app).reported_failure, context_of(app).produced) == (True, 1)
+
+
+@pytest.mark.parametrize("behind", [b"", DONE, b"data: [DONE]", delta("b") + DONE, b'data: {"cho'])
+async def test_nothing_behind_an_error_event_is_sent_where_all_of_it_is_the_last_message(behind: bytes) -> None:
+    app = Answering(EVENT_STREAM, last(delta("a") + REFUSED + behind))
+
+    answer = await ask(UsageMiddleware(app), json=ASKED)
+
+    assert (answer.body, answer.complete) == (delta("a"), False)
+    assert isinstance(answer.exception, UpstreamRefusal)
+    assert context_of(app).produced == 1
 
 
 class PromptGuard:
@@ -244,11 +273,13 @@ async def test_stream_of_every_dialect_is_metered_and_reads_as_an_untouched_call
     answer = await ask(serving_model(UsageMiddleware(app), TINY), recording.path, json=STREAM)
 
     context = context_of(app)
-    assert events(answer.body) == [without_null_usage(event) for event in events(recording.plain)]
-    assert (answer.complete, answer.exception) == (True, None)
+    given = recording.given(recording.plain)
+    assert events(answer.body) == [without_null_usage(event) for event in events(given)]
+    assert answer.complete is not recording.is_error
+    assert isinstance(answer.exception, UpstreamError) is recording.is_error
     assert (context.usage, context.produced) == (recording.usage, recording.produced)
     assert context.reported_failure is recording.failed
-    assert context.events >= len(events(recording.asked))
+    assert context.events >= len(events(recording.given(recording.asked)))
 
 
 @EACH
@@ -257,33 +288,21 @@ async def test_stream_of_every_dialect_calls_the_model_by_its_id(recording: Reco
 
     answer = await ask(serving_model(UsageMiddleware(app), SIMULATOR), recording.path, json=ASKED)
 
-    assert answer.body == re.sub(rb'("model": ?)"tiny"', rb'\1"simulator"', recording.plain)
-    assert answer.complete
+    renamed = re.sub(rb'("model": ?)"tiny"', rb'\1"simulator"', recording.given(recording.plain))
+    assert events(answer.body) == events(renamed)
+    assert answer.complete is not recording.is_error
 
 
 @pytest.mark.parametrize("recording", OTHERS, ids=lambda recording: str(recording.name))
 async def test_stream_of_every_dialect_that_breaks_off_is_cut(recording: Recording) -> None:
     stream = recording.plain
-    broken = stream[: stream.index(recording.end)]
-    app = Answering(EVENT_STREAM, piece(broken[:7]), last(broken[7:]))
+    end = stream.index(recording.end)
+    app = Answering(EVENT_STREAM, piece(stream[:7]), last(stream[7:end]))
 
     answer = await ask(UsageMiddleware(app), recording.path, json=STREAM)
 
-    assert (answer.body, answer.complete) == (broken, False)
+    assert (answer.body, answer.complete) == (whole_events(stream, end), False)
     assert isinstance(answer.exception, UpstreamError)
-
-
-async def test_stream_that_is_renamed_loses_the_headers_that_describe_its_bytes() -> None:
-    stream = b'data: {"model":"tiny","choices":[]}\n\ndata: [DONE]\n\n'
-    begin = start(
-        200, (b"content-type", b"text/event-stream"), (b"Content-Length", b"%d" % len(stream)), (b"etag", b"1")
-    )
-    app = Answering(begin, last(stream))
-
-    answer = await ask(serving_model(UsageMiddleware(app), SIMULATOR), json=ASKED)
-
-    assert answer.headers == [("content-type", "text/event-stream")]
-    assert answer.body == stream.replace(b"tiny", b"simulator")
 
 
 async def test_running_usage_of_a_message_is_known_at_any_moment() -> None:
@@ -301,18 +320,3 @@ async def test_running_usage_of_a_message_is_known_at_any_moment() -> None:
 
     start_usage, whole = TokenUsage(0, 0, 0), TokenUsage(12, 3, 15)
     assert known == [*[start_usage] * 6, *[whole] * (len(known) - 6)]
-
-
-async def test_error_in_a_stream_is_known_before_the_answer_has_ended() -> None:
-    known: list[bool] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send(EVENT_STREAM)
-        for event in (b": ping\n\n", b'data: {"error":{"message":"no"}}\n\n', DONE):
-            await send(piece(event))
-            known.append(get_context(scope).reported_failure)
-        await send(last())
-
-    await ask(UsageMiddleware(app), json=STREAM)
-
-    assert known == [False, True, True]

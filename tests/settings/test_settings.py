@@ -354,6 +354,11 @@ def test_no_file_at_all_can_be_asked_for() -> None:
             id="no-such-review",
         ),
         pytest.param(
+            "openshift: {review: users-self, audiences: [maas]}",
+            "openshift.audiences: cannot be checked by the review users-self",
+            id="audiences-that-nobody-would-check",
+        ),
+        pytest.param(
             "ietf_rate_limit_headers: draft-10", "ietf_rate_limit_headers: has to be true or false", id="no-such-draft"
         ),
         pytest.param("trusted_proxies: '*'", "trusted_proxies: has to be a list", id="peer-that-is-no-list"),
@@ -974,7 +979,12 @@ SLASHES = "has to start with a slash, and to have none at its end and no two in 
             "models[0].audio_tokens_per_second: has to be 0 or more",
             id="less-than-nothing-a-second",
         ),
-        pytest.param([{"id": "v1/m"}], "models[0].path: /v1/m begins with v1, which is reserved", id="reserved-id"),
+        *(
+            pytest.param(
+                [{"id": f"{name}/m"}], f"models[0].path: /{name}/m begins with {name}, which is reserved", id=name
+            )
+            for name in ("v1", "maas-api", ".well-known", "adapters")
+        ),
         pytest.param(
             [{"id": "m", "path": "/maas-api"}],
             "models[0].path: /maas-api begins with maas-api, which is reserved",

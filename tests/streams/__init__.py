@@ -29,8 +29,9 @@ class Recording:
             `NAME.plain.sse` where it was not.
         usage: what it tells of its usage; None: nothing.
         produced: pieces of content.
-        end: what the first event has in it by which the answer is whole.
+        end: what the first event has in it by which the answer is whole, or is known to have failed.
         failed: whether the model reports an error.
+        is_error: whether an event of its own reports it, in place of an end.
         puts_null: whether usage is null in all chunks but one only because it was asked for.
     """
 
@@ -40,6 +41,7 @@ class Recording:
     end: bytes
     dialect: Dialect = CHAT
     failed: bool = False
+    is_error: bool = False
     puts_null: bool = False
 
     @property
@@ -57,6 +59,12 @@ class Recording:
         """What it streams to a client that asks for nothing."""
         return self._read("plain")
 
+    def given(self, stream: bytes) -> bytes:
+        """What users are to read of it: everything, or everything before the event that reports an error."""
+        if not self.is_error:
+            return stream
+        return whole_events(stream, stream.index(self.end))
+
     def _read(self, kind: str) -> bytes:
         name = f"{self.name}.{kind}" if self.dialect.asks_for_usage else self.name
         return (_FOLDER / f"{name}.sse").read_bytes()
@@ -70,9 +78,9 @@ CHATS = (
     Recording("vllm-keep-alive", TokenUsage(40, 9, 49), 3, b'"finish_reason":"tool_calls"'),
     Recording("vllm-multibyte", TokenUsage(7, 12, 19), 4, STOPPED),
     Recording("vllm-two-choices", TokenUsage(6, 3, 9), 3, STOPPED),
-    Recording("vllm-error", None, 1, b'"error":', failed=True),
-    Recording("vllm-old-error", None, 1, b'"object":"error"', failed=True),
-    Recording("only-error", None, 0, b'"error":', failed=True),
+    Recording("vllm-error", None, 1, b'"error":', failed=True, is_error=True),
+    Recording("vllm-old-error", None, 1, b'"object":"error"', failed=True, is_error=True),
+    Recording("only-error", None, 0, b'"error":', failed=True, is_error=True),
     Recording("transformers", TokenUsage(21, 2, 23), 2, STOPPED),
     Recording("llama-cpp", None, 2, b'"finish_reason": "stop"'),
     Recording("unended", TokenUsage(4, 2, 6), 1, STOPPED),
@@ -97,31 +105,36 @@ OTHERS = (
     Recording("messages.vllm", TokenUsage(12, 3, 15), 3, _WHOLE_MESSAGE, MESSAGES),
     Recording("messages.thinking", TokenUsage(20, 9, 29), 3, _WHOLE_MESSAGE, MESSAGES),
     Recording("messages.tool", TokenUsage(31, 17, 48), 4, _WHOLE_MESSAGE, MESSAGES),
-    Recording("messages.error", TokenUsage(8, 1, 9), 1, _ERROR, MESSAGES, failed=True),
-    Recording("messages.only-error", None, 0, _ERROR, MESSAGES, failed=True),
+    Recording("messages.error", TokenUsage(8, 1, 9), 1, _ERROR, MESSAGES, failed=True, is_error=True),
+    Recording("messages.only-error", None, 0, _ERROR, MESSAGES, failed=True, is_error=True),
     Recording("responses.openai", TokenUsage(9, 4, 13), 3, _WHOLE_RESPONSE, RESPONSES),
     Recording("responses.incomplete", TokenUsage(6, 2, 8), 2, b'"type":"response.incomplete"', RESPONSES),
     Recording("responses.failed", TokenUsage(7, 1, 8), 1, b'"type":"response.failed"', RESPONSES, failed=True),
     Recording("responses.function-call", TokenUsage(44, 12, 56), 2, _WHOLE_RESPONSE, RESPONSES),
     Recording("responses.vllm-reasoning", TokenUsage(13, 5, 18), 3, _WHOLE_RESPONSE, RESPONSES),
-    Recording("responses.error", None, 1, _ERROR, RESPONSES, failed=True),
-    Recording("responses.only-error", None, 0, b'"error":', RESPONSES, failed=True),
+    Recording("responses.error", None, 1, _ERROR, RESPONSES, failed=True, is_error=True),
+    Recording("responses.only-error", None, 0, b'"error":', RESPONSES, failed=True, is_error=True),
     Recording("transcription.openai", TokenUsage(14, 5, 19), 3, _WHOLE_TRANSCRIPT, TRANSCRIPTION),
     Recording("transcription.duration", TokenUsage(33, 0, 33), 2, _WHOLE_TRANSCRIPT, TRANSCRIPTION),
     Recording("transcription.vllm", None, 3, STOPPED, TRANSCRIPTION),
     Recording("transcription.vllm-usage", TokenUsage(108, 4, 112), 3, STOPPED, TRANSCRIPTION),
-    Recording("transcription.error", None, 1, b'"error":', TRANSCRIPTION, failed=True),
+    Recording("transcription.error", None, 1, b'"error":', TRANSCRIPTION, failed=True, is_error=True),
     Recording("images.generation", TokenUsage(16, 272, 288), 2, b'"type":"image_generation.completed"', IMAGES),
     Recording("images.edit", TokenUsage(212, 272, 484), 2, b'"type":"image_edit.completed"', IMAGES),
-    Recording("images.error", None, 1, _ERROR, IMAGES, failed=True),
+    Recording("images.error", None, 1, _ERROR, IMAGES, failed=True, is_error=True),
     Recording("speech.openai", TokenUsage(14, 101, 115), 2, b'"type":"speech.audio.done"', SPEECH),
 )
 RECORDINGS = (*CHATS, CONTINUOUS, *OTHERS)
 
 
-def boundaries(stream: bytes) -> list[int]:
-    """The places at which an event has its whole text, but not yet its blank line."""
-    return [boundary.start() for boundary in _BOUNDARY.finditer(stream)]
+def boundaries(stream: bytes) -> list[tuple[int, int]]:
+    """The places at which an event has its whole text, and those at which it has its blank line too."""
+    return [boundary.span() for boundary in _BOUNDARY.finditer(stream)]
+
+
+def whole_events(stream: bytes, cut: int) -> bytes:
+    """The events that a stream has with their blank lines before it is cut."""
+    return stream[: max((end for _, end in boundaries(stream) if end <= cut), default=0)]
 
 
 def events(stream: bytes) -> list[Event]:
