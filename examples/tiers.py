@@ -66,7 +66,7 @@ app = Starlette(
     ],
     middleware=[
         Middleware(IdentityMiddleware, provider=provider),
-        # `unlisted="unmetered"` lets /v1/models through, and whatever else is no inference; without it, that is refused
-        Middleware(TierMiddleware, resolver=resolver, catalogue=catalogue, unlisted="unmetered"),
+        # `unlisted="pass"` lets /v1/models through, and whatever else is no inference; without it, that is refused
+        Middleware(TierMiddleware, resolver=resolver, catalogue=catalogue, unlisted="pass"),
     ],
 )

@@ -9,8 +9,11 @@ from .catalogue import Catalogue, Model
 from .context import MaaSContext, get_context
 from .errors import AccessDenied, AuthUnavailable, InvalidCredentials, MaaSError, NoTier, StoreUnavailable
 from .identity import FirstOf, Identity, IdentityProvider, credential
+from .ledgers.guarded import GuardedLedger
 from .ledgers.memory import MemoryLedger
-from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Subject, Verdict, parse_limits
+from .ledgers.redis import RedisLedger
+from .ledgers.stock import LimitsLedger
+from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Limits, Subject, Verdict, parse_limits
 from .middleware import stack
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.forwarded import ForwardedMiddleware
@@ -25,6 +28,7 @@ from .providers.openshift import OpenShiftProvider, cluster_transport
 from .settings import (
     ConfigurationError,
     LimitsSettings,
+    ModelLimitsSettings,
     ModelSettings,
     OpenShiftSettings,
     ProxySettings,
@@ -55,6 +59,7 @@ __all__ = [
     "FirstOf",
     "ForwardedMiddleware",
     "GroupTierResolver",
+    "GuardedLedger",
     "Identity",
     "IdentityMiddleware",
     "IdentityProvider",
@@ -65,6 +70,8 @@ __all__ = [
     "Ledger",
     "LifetimePolicy",
     "Limit",
+    "Limits",
+    "LimitsLedger",
     "LimitsSettings",
     "MaaSContext",
     "MaaSError",
@@ -73,6 +80,7 @@ __all__ = [
     "MemoryTokenStore",
     "MintedToken",
     "Model",
+    "ModelLimitsSettings",
     "ModelSettings",
     "ModelsApp",
     "NoTier",
@@ -81,6 +89,7 @@ __all__ = [
     "ProxyApp",
     "ProxySettings",
     "RateLimitMiddleware",
+    "RedisLedger",
     "Revocations",
     "Settings",
     "SigningKeys",

@@ -1,11 +1,10 @@
-"""ASGI grammar, in one place: paths, credentials, bodies and refusals."""
+"""ASGI grammar, in one place: paths, headers, bodies and refusals."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -13,16 +12,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from .catalogue import error_format
 from .context import ensure_context
+from .endpoints import error_format
 from .envelopes import envelope
-from .errors import MaaSError, NotFound, RequestTimeout, RequestTooLarge, StoreUnavailable
+from .errors import MaaSError, NotFound, RequestTimeout, RequestTooLarge
 from .requests import JSONRequest
 
 logger = logging.getLogger("maas_middleware")
 
 MAXIMUM_BODY_BYTES = 32 << 20
-LEDGER_SECONDS = 1.0
 BODY_SECONDS = 60.0
 # messages that carry a body or the next piece of it
 BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
@@ -31,7 +29,6 @@ BODY_HEADERS = (b"content-length", b"transfer-encoding", b"etag", b"content-md5"
 _MAXIMUM_CLOSE_REASON_BYTES = 123  # RFC 6455, section 5.5
 
 Headers = list[tuple[bytes, bytes]]
-T = TypeVar("T")
 
 
 class ClientLeft(Exception):
@@ -193,27 +190,3 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Callable[[R
         await reject(scope, receive, send, error)
         return
     await response(scope, receive, send)
-
-
-async def in_time(operation: Awaitable[T], seconds: float = LEDGER_SECONDS) -> T:
-    """Wait for the ledger, also when the request is cancelled meanwhile: neither a lease nor a charge may get lost.
-
-    Raises:
-        StoreUnavailable: it takes longer.
-    """
-    try:
-        with anyio.fail_after(seconds, shield=True):
-            return await operation
-    except TimeoutError:
-        raise StoreUnavailable from None
-
-
-def required(value: T | None, shell: str, missing: str, outer: str) -> T:
-    """Return what an outer shell should have left in the context.
-
-    Raises:
-        LookupError: it did not, because it is not there.
-    """
-    if value is None:
-        raise LookupError(f"{shell} needs to know the {missing}: wrap it in {outer}")
-    return value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -69,3 +70,24 @@ class _Inner:
     async def _receive_until(self, kind: str) -> None:
         while kind not in self._received:
             await self.receive()
+
+
+class Service:
+    """A dispatch and its resources, round the lifespan of the app inside."""
+
+    def __init__(self, dispatch: ASGIApp, inner: ASGIApp, closing: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        self._dispatch = dispatch
+        self._inner = inner
+        self._closing = closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await run_lifespan(self._inner, scope, receive, send, close=self.aclose)
+        else:
+            await self._dispatch(scope, receive, send)
+
+    async def aclose(self) -> None:
+        """Close the connections to the cluster and to upstreams, each of them whatever happens to another."""
+        async with AsyncExitStack() as stack:
+            for close in self._closing:
+                stack.push_async_callback(close)

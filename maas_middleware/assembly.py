@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._asgi import reject, with_route_path
-from ._lifespan import run_lifespan
+from ._counting import ledger_of
+from ._lifespan import Service
 from .apps.health import DocumentApp, health_app, ready_app
 from .apps.models import ModelsApp
 from .apps.openapi import openapi_document
 from .apps.proxy import ProxyApp
 from .apps.tier_lookup import TierLookupApp
 from .apps.tokens import TokensApp
-from .catalogue import MODELS, Catalogue
+from .catalogue import Catalogue
 from .dispatch import Dispatch, Host
+from .endpoints import MODELS
 from .errors import NotFound
 from .identity import FirstOf
 from .ledgers.memory import MemoryLedger
@@ -51,27 +52,6 @@ from .transports import upstream_transport
 logger = logging.getLogger("maas_middleware")
 
 
-class Service:
-    """A dispatch and its resources, round the lifespan of the app inside."""
-
-    def __init__(self, dispatch: ASGIApp, inner: ASGIApp, closing: Sequence[Callable[[], Awaitable[None]]]) -> None:
-        self._dispatch = dispatch
-        self._inner = inner
-        self._closing = closing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await run_lifespan(self._inner, scope, receive, send, close=self.aclose)
-        else:
-            await self._dispatch(scope, receive, send)
-
-    async def aclose(self) -> None:
-        """Close the connections to the cluster and to upstreams, each of them whatever happens to another."""
-        async with AsyncExitStack() as stack:
-            for close in self._closing:
-                stack.push_async_callback(close)
-
-
 class Parts:
     """What both forms of the service are made of.
 
@@ -84,7 +64,7 @@ class Parts:
         self.tiers = WatchedTiers(settings)
         self.resolver = GroupTierResolver(self.tiers.current)
         self.catalogue = Catalogue(models_of(settings))
-        self.ledger = MemoryLedger()
+        self.ledger = ledger_of(settings)
         self.store = MemoryTokenStore()
         self.keys = _signing_keys(settings)
         tokens = settings.tokens
@@ -110,7 +90,8 @@ class Parts:
             allow_service_accounts=openshift.allow_service_accounts,
             review=openshift.review,
         )
-        logger.warning("tokens, revocations and counters are kept by this process alone, and end with it")
+        counters = " and counters" if isinstance(self.ledger, MemoryLedger) else ""
+        logger.warning("tokens, revocations%s are kept by this process alone, and end with it", counters)
 
     def gateway(self) -> Service:
         _check_gateway(self.catalogue)
@@ -125,7 +106,7 @@ class Parts:
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
         own["/openapi.json"] = _open(DocumentApp(openapi_document))
         dispatch = self._dispatch(self._inference(inner), own)
-        return Service(dispatch, _no_lifespan, [self.logins.aclose, transport.aclose])
+        return Service(dispatch, _no_lifespan, [*self._closing(), transport.aclose])
 
     def mounted_in(self, app: ASGIApp) -> Service:
         _check_public_paths(self.settings, self.catalogue)
@@ -135,7 +116,11 @@ class Parts:
         if self.catalogue.is_open:
             own = dict.fromkeys((MODELS, f"/maas-api{MODELS}"), self._known(_models_app(app), inner_key))
         dispatch = self._dispatch(self._inference(app, inner_key), own, host)
-        return Service(dispatch, app, [self.logins.aclose])
+        return Service(dispatch, app, self._closing())
+
+    def _closing(self) -> list[Callable[[], Awaitable[None]]]:
+        counters = [] if isinstance(self.ledger, MemoryLedger) else [self.ledger.aclose]
+        return [self.logins.aclose, *counters]
 
     def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> ASGIApp:
         tokens = TokensApp(minter=self.minter, store=self.store, resolver=self.resolver, lifetimes=self.lifetimes)
@@ -179,7 +164,12 @@ class Parts:
                 body_timeout=limits.body_timeout,
                 ietf_headers=ietf_headers,
             ),
-            Middleware(RateLimitMiddleware, ledger=self.ledger, ietf_headers=ietf_headers),
+            Middleware(
+                RateLimitMiddleware,
+                ledger=self.ledger,
+                ietf_headers=ietf_headers,
+                strict=self.settings.admission == "strict",
+            ),
             Middleware(UsageMiddleware, max_body_bytes=limits.max_body_bytes),
         )
 
@@ -190,10 +180,17 @@ class Parts:
 
     def _models(self) -> ASGIApp:
         app = ModelsApp(catalogue=self.catalogue, tiers=self.tiers.current, public_url=self.settings.public_url)
-        return self._known(TierMiddleware(app, resolver=self.resolver, unlisted="unmetered"))
+        return self._known(TierMiddleware(app, resolver=self.resolver, unlisted="pass"))
 
     def _ready(self) -> ASGIApp:
-        return ready_app(lambda: [] if self.tiers.problem is None else ["tiers"])
+        return ready_app(self._degraded)
+
+    def _degraded(self) -> list[str]:
+        troubles = {
+            "tiers": self.tiers.problem is not None,
+            "counters": not isinstance(self.ledger, MemoryLedger) and self.ledger.degraded,
+        }
+        return [name for name, is_so in troubles.items() if is_so]
 
     def _named_groups(self) -> frozenset[str]:
         return frozenset(group for tier in self.tiers.current() for group in tier.groups)

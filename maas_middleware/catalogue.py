@@ -1,129 +1,18 @@
-"""What is served: the models, and the one table of endpoints."""
+"""What is served: the models, and where a path leads."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from posixpath import normpath
-from types import MappingProxyType
 from typing import Literal
 
-from .dialects import (
-    CHAT,
-    COMPLETIONS,
-    COUNT_TOKENS,
-    EMBEDDINGS,
-    IMAGE_FORM,
-    IMAGES,
-    MESSAGES,
-    POOLING,
-    RERANK,
-    RESPONSES,
-    SPEECH,
-    TOKENIZE,
-    TRANSCRIPTION,
-    Dialect,
-    ErrorFormat,
-)
+from .endpoints import CHAT_COMPLETIONS, NO_ENDPOINTS, Endpoint, endpoints_at
 from .errors import AccessDenied, MethodNotAllowed, ModelNotFound, NotFound
-from .tiers import Feature, Tier
+from .limiting import NO_LIMITS, Limits, Subject
+from .tiers import Tier
 
-CHAT_COMPLETIONS = "/v1/chat/completions"
-MODELS = "/v1/models"
 _MAXIMUM_DOUBLINGS = 4
-Kind = Literal["billable", "unmetered", "administrative", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A route of an inference server, and what users may do with it.
-
-    Attributes:
-        method: `*` stands for every method.
-        path: `/*` at its end stands for everything below.
-        kind: `billable` routes are metered and charged, `unmetered` ones cost a request and no tokens;
-            `administrative` ones are for the operator of the server, and `refused` ones cannot be metered, or would
-            let users read each other's answers: neither is ever forwarded.
-        dialect: None for what is never forwarded.
-        feature: what a tier needs to use it; None: every tier has it.
-    """
-
-    method: str
-    path: str
-    kind: Kind
-    dialect: Dialect | None = None
-    feature: Feature | None = None
-
-    @property
-    def is_served(self) -> bool:
-        """Whether users can reach it."""
-        return self.dialect is not None
-
-
-def _served(kind: Kind, dialect: Dialect, feature: Feature | None, *paths: str) -> tuple[Endpoint, ...]:
-    return tuple(Endpoint("POST", path, kind, dialect, feature) for path in paths)
-
-
-def _unserved(kind: Kind, *paths: str) -> tuple[Endpoint, ...]:
-    return tuple(Endpoint("*", path, kind) for path in paths)
-
-
-ENDPOINTS = (
-    *_served("billable", CHAT, None, CHAT_COMPLETIONS),
-    *_served("billable", COMPLETIONS, None, "/v1/completions"),
-    *_served("billable", MESSAGES, "messages", "/v1/messages"),
-    *_served("billable", RESPONSES, "responses", "/v1/responses"),
-    *_served("billable", EMBEDDINGS, "embeddings", "/v1/embeddings"),
-    *_served("billable", RERANK, "rerank", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score"),
-    *_served("billable", POOLING, "pooling", "/classify", "/pooling"),
-    *_served("billable", TRANSCRIPTION, "audio", "/v1/audio/transcriptions", "/v1/audio/translations"),
-    *_served("billable", SPEECH, "audio", "/v1/audio/speech"),
-    *_served("billable", IMAGES, "images", "/v1/images/generations"),
-    *_served("billable", IMAGE_FORM, "images", "/v1/images/edits", "/v1/images/variations"),
-    *_served("unmetered", COUNT_TOKENS, "messages", "/v1/messages/count_tokens"),
-    *_served("unmetered", TOKENIZE, None, "/tokenize", "/detokenize"),
-    *_unserved(
-        "administrative",
-        *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/*"),
-        *("/scale_elastic_ep", "/is_scaling_elastic_ep", "/inference/v1/abort_requests", "/abort_requests"),
-        *("/start_profile", "/stop_profile", "/sleep", "/wake_up", "/is_sleeping", "/pause", "/resume", "/is_paused"),
-        *("/collective_rpc", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/server_info"),
-        *("/tokenizer_info", "/kv_event_sources"),
-    ),
-    *_unserved(
-        "refused",
-        *("/v1/responses/*", "/v1/realtime", "/v1/realtime/*", "/invocations", "/generative_scoring"),
-        *("/inference/v1/generate", "/v1/systemone", "/v1/decisions", "/v2/embed", "/cohere/v2/chat"),
-        *("/v1/chat/completions/*", "/v1/completions/*", "/v1/messages/*"),
-    ),
-)
-
-_NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
-_BY_PATH: Mapping[str, Mapping[str, Endpoint]] = {
-    path: MappingProxyType({endpoint.method: endpoint for endpoint in ENDPOINTS if endpoint.path == path})
-    for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS)
-}
-_BELOW = tuple(path.removesuffix("*") for path in _BY_PATH if path.endswith("/*"))
-# a model of one of these names could not be reached, or would hide what is there
-RESERVED_SEGMENTS = frozenset({"maas-api", "v1", ".well-known", *(path.split("/")[1] for path in _BELOW)})
-_ERROR_FORMATS = {
-    endpoint.path: endpoint.dialect.errors
-    for endpoint in ENDPOINTS
-    if endpoint.dialect is not None and endpoint.dialect.errors != "openai"
-}
-
-
-def error_format(path: str) -> ErrorFormat:
-    """The shape of errors on a path and below it, also behind a model's prefix or a mount point."""
-    path = path.rstrip("/") + "/"
-    return next((errors for known, errors in _ERROR_FORMATS.items() if f"{known}/" in path), "openai")
-
-
-def _endpoints(path: str) -> Mapping[str, Endpoint]:
-    endpoints = _BY_PATH.get(path, _NO_ENDPOINTS)
-    if not endpoints and path.startswith(_BELOW):
-        return _BY_PATH[next(above for above in _BELOW if path.startswith(above)) + "*"]
-    return endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +30,8 @@ class Model:
         api_key: the credential that its server wants, if any.
         context_length: how many tokens prompt and output may have together; None where it is not known.
         audio_tokens_per_second: what a second of audio is charged where its server reports seconds instead of tokens.
+        engine: what serves it. `vllm` is asked to tell its usage while a stream runs; others might refuse that.
+        limits: what all users together may ask of it, because its servers bear no more.
 
     Raises:
         ValueError: `aliases` or `tiers` is a text instead of a collection of them.
@@ -156,6 +47,8 @@ class Model:
     api_key: str | None = field(default=None, repr=False)
     context_length: int | None = None
     audio_tokens_per_second: int = 10
+    engine: Literal["vllm"] | None = None
+    limits: Limits = NO_LIMITS
 
     def __post_init__(self) -> None:
         if isinstance(self.aliases, str) or isinstance(self.tiers, str):
@@ -165,6 +58,11 @@ class Model:
 
     def is_for(self, tier: Tier) -> bool:
         return self.tiers is None or tier.name in self.tiers
+
+    @property
+    def subject(self) -> Subject | None:
+        """The budget of all users together; None where there is none."""
+        return None if self.limits == NO_LIMITS else self.limits.subject(f"[{self.id!r}]", shared=True)
 
     def is_called(self, name: str) -> bool:
         """Whether requests may call it by that name."""
@@ -252,14 +150,14 @@ class Catalogue:
             if (doubled := path.find(CHAT_COMPLETIONS + "/v1/")) < 0:
                 break
             path = path[:doubled] + path[doubled + len(CHAT_COMPLETIONS) :]
-        if endpoints := _endpoints(path):
+        if endpoints := endpoints_at(path):
             return Location(path, None, endpoints)
         cut = path.rfind("/", 0, self._longest_path + 1)  # a stranger's path may be long: no work in vain
         while cut > 0:
             if model := self._by_path.get(path[:cut]):
-                return Location(path[cut:], model, _endpoints(path[cut:]))
+                return Location(path[cut:], model, endpoints_at(path[cut:]))
             cut = path.rfind("/", 0, cut)
-        return Location(path, None, _NO_ENDPOINTS)
+        return Location(path, None, NO_ENDPOINTS)
 
 
 def _unique(pairs: Iterable[tuple[str, Model]]) -> dict[str, Model]:

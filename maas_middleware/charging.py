@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .dialects import Dialect
 from .limiting import Charge
 from .requests import InferenceRequest
 from .tiers import Tier
+from .usage import TokenUsage
 
 _MAXIMUM_ESTIMATE = 2**53 - 1  # the integers of any ledger
 
 
-def estimated_tokens(request: InferenceRequest, dialect: Dialect, tier: Tier) -> int:
-    """Prompt and output together. An output without a cap is taken for the tier's cap, or else for the dialect's."""
-    return min(request.prompt_tokens + _output_tokens(request, dialect, tier), _MAXIMUM_ESTIMATE)
+class Estimate(NamedTuple):
+    """How many tokens a request may use: its prompt, and prompt and output together."""
+
+    prompt: int
+    total: int
+
+
+def estimated_tokens(request: InferenceRequest, dialect: Dialect, tier: Tier) -> Estimate:
+    """What a request may use. An output without a cap is taken for the tier's cap, or else for the dialect's."""
+    prompt = request.prompt_tokens
+    return Estimate(prompt, min(prompt + _output_tokens(request, dialect, tier), _MAXIMUM_ESTIMATE))
 
 
 def _output_tokens(request: InferenceRequest, dialect: Dialect, tier: Tier) -> int:
@@ -40,9 +50,9 @@ class Outcome:
         failed: whether the app raised or answered nothing.
         complete: whether the answer was ended.
         client_left: whether the client left before that.
-        used: the last usage that the model reported, in tokens; None is unknown.
+        used: the last usage that the model reported; None is unknown.
         produced: pieces of content seen in a stream.
-        prompt, estimate: estimates of the prompt, and of prompt and output together.
+        estimate: what it was taken for before.
         reported_failure: whether the model itself said, in an answer that began as a success, that it failed.
     """
 
@@ -51,10 +61,9 @@ class Outcome:
     failed: bool
     complete: bool
     client_left: bool
-    used: int | None
+    used: TokenUsage | None
     produced: int
-    prompt: int
-    estimate: int
+    estimate: Estimate
     reported_failure: bool
 
     @property
@@ -68,8 +77,13 @@ class Outcome:
     @property
     def lacks_usage(self) -> bool:
         """Whether a whole answer came without usage, so that its estimate has to do."""
-        is_answer = self.complete and not self.client_left and not self.cost_nothing and (self.status or 0) < 400
+        is_answer = self.complete and not self.client_left and not self.cost_nothing and not self.is_refusal
         return is_answer and self.used is None
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the app refused the request, or failed."""
+        return self.status is not None and self.status >= 400
 
 
 def charge_for(outcome: Outcome) -> Charge:
@@ -80,10 +94,11 @@ def charge_for(outcome: Outcome) -> Charge:
     """
     if outcome.cost_nothing:
         return Charge(0, request=False)
-    if (outcome.status or 0) >= 400:
+    if outcome.is_refusal:
         return Charge(0)
     if outcome.used is not None:
-        return Charge(outcome.used)
+        # where usage is told at the begin and at the end, a stream that was cut has only the first
+        return Charge(max(outcome.used.total, outcome.used.input + (0 if outcome.complete else outcome.produced)))
     if outcome.lacks_usage and not outcome.produced:
-        return Charge(outcome.estimate)
-    return Charge(max(1, outcome.prompt + outcome.produced))
+        return Charge(outcome.estimate.total)
+    return Charge(max(1, outcome.estimate.prompt + outcome.produced))

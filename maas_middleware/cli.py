@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import __version__
 from .assembly import Parts
-from .catalogue import ENDPOINTS, Endpoint
+from .endpoints import ENDPOINTS, Endpoint
 from .preset import gateway
 from .providers.keys import SigningKeys
 from .settings import ConfigurationError, Problem, Settings, load_settings, warnings_of

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from .catalogue import Endpoint, Model
+from .catalogue import Model
+from .endpoints import Endpoint
 from .identity import Identity
-from .limiting import Lease, Verdict
+from .limiting import Verdict
 from .requests import InferenceRequest
 from .tiers import Tier
 from .usage import TokenUsage
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -20,10 +23,11 @@ class MaaSContext:
 
     Each field has one writer: `ErrorEnvelopeMiddleware` writes `request_id`; `IdentityMiddleware` `identity`;
     `TierMiddleware` `tier` and `endpoint`; whoever finds the model, in a path or a body, `model`; whoever reads or
-    changes the body `request`; `RateLimitMiddleware` `verdict` and `lease`; `UsageMiddleware` `usage`, `produced`,
-    `events` and `reported_failure`; whoever refuses the request `refusal`.
+    changes the body `request`; `RateLimitMiddleware` `verdict`; `UsageMiddleware` `usage`, `produced`, `events` and
+    `reported_failure`; whoever refuses the request `refusal`.
 
     Attributes:
+        verdict: what the client is told of its limits; its lease is what it holds of the tokens that it is told of.
         usage: the last usage that the model reported; None is unknown, never 0.
         produced: pieces of content seen in a stream, about one a token.
         events: events with data that were passed on in a stream.
@@ -38,7 +42,6 @@ class MaaSContext:
     model: Model | None = None
     request: InferenceRequest | None = None
     verdict: Verdict | None = None
-    lease: Lease | None = None
     usage: TokenUsage | None = None
     produced: int = 0
     events: int = 0
@@ -66,3 +69,14 @@ def get_context(scope: MutableMapping[str, Any]) -> MaaSContext:
     if not isinstance(context, MaaSContext):
         raise LookupError("no MaaSContext in this scope: wrap the app in IdentityMiddleware or MaaSMiddleware")
     return context
+
+
+def required(value: T | None, shell: str, missing: str, outer: str) -> T:
+    """Return what an outer shell should have left in the context.
+
+    Raises:
+        LookupError: it did not, because it is not there.
+    """
+    if value is None:
+        raise LookupError(f"{shell} needs to know the {missing}: wrap it in {outer}")
+    return value

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._asgi import route_path, with_route_path
-from .catalogue import MODELS, Catalogue
+from .catalogue import Catalogue
 from .context import ensure_context
+from .endpoints import MODELS
 
 
 @dataclass(frozen=True, slots=True)

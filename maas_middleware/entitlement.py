@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .catalogue import Endpoint, Model
+from .catalogue import Model
 from .dialects import CHAT, RESPONSES, Dialect
+from .endpoints import Endpoint
 from .errors import AccessDenied, InvalidRequest
+from .identity import Identity
+from .limiting import Subject
 from .requests import CONTENT_FIELDS, UNOWNED_FIELDS, InferenceRequest, JSONRequest
 from .tiers import Feature, Tier
 
@@ -156,3 +159,12 @@ def _over(limit: int, request: JSONRequest, name: str) -> InvalidRequest:
         param=name,
         details={"maximum": limit},
     )
+
+
+def subjects_of(tier: Tier, identity: Identity, model: Model | None) -> tuple[Subject, ...]:
+    """The budgets that a request takes from: the user's, the user's on the model, and the model's own."""
+    subject = tier.subject(identity)
+    if model is None:
+        return (subject,)
+    others = (tier.subject_on(model.id, identity), model.subject)
+    return (subject, *(other for other in others if other is not None))

@@ -38,6 +38,7 @@ class EventScanner:
         dialect: what the events are.
         strip: whether usage was asked for on the client's behalf. Then the event that has nothing but usage is
             dropped, and `"usage": null` is taken out of the others.
+        strip_running: whether usage in every event was asked for on the client's behalf, and is taken out of them.
         renaming: what the model is called by users.
         audio_tokens_per_second: what a second of audio is, where seconds are all that is reported.
 
@@ -54,6 +55,7 @@ class EventScanner:
         dialect: Dialect,
         *,
         strip: bool = False,
+        strip_running: bool = False,
         renaming: Renaming | None = None,
         audio_tokens_per_second: int = 0,
     ) -> None:
@@ -65,6 +67,7 @@ class EventScanner:
         self._dialect = dialect
         self._format = dialect.stream
         self._strip = strip
+        self._strip_running = strip_running
         self._renaming = Renaming(None) if renaming is None else renaming
         self._audio_tokens_per_second = audio_tokens_per_second
         self._pending = bytearray()
@@ -161,7 +164,7 @@ class EventScanner:
     def _metered(self, event: bytes) -> bytes:
         document = _document(event)
         self._count(read_usage(document, self._audio_tokens_per_second))
-        return self._without_usage(event, document) if self._strip else event
+        return self._without_usage(event, document) if self._strip or self._strip_running else event
 
     def _count(self, usage: TokenUsage | None) -> None:
         if usage is not None and self.usage is not None and self._dialect.completes_usage:
@@ -173,13 +176,15 @@ class EventScanner:
             fields = _objects.decode(document)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return event
-        if bytes(fields.get("usage", b"0")) == b"null":
+        if "usage" not in fields:
+            return event
+        is_total = bytes(fields.get("choices", b"0")) == b"[]"
+        is_null = bytes(fields["usage"]) == b"null"
+        if (self._strip and is_null) or (self._strip_running and not is_total):
             del fields["usage"]
             # a line break between two tokens would end the line of the event
             return _replace_data(event, _encode(fields).replace(b"\n", b""))
-        if bytes(fields.get("choices", b"0")) == b"[]" and "usage" in fields:
-            return b""
-        return event
+        return b"" if self._strip and is_total else event
 
 
 def _document(event: bytes) -> bytes:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from limits import parse_many
 
 from .durations import format_duration
-from .errors import RateLimitExceeded
 
 DAY_SECONDS = 86_400
 
@@ -57,6 +56,25 @@ class Subject:
     tokens: tuple[Limit, ...] = ()
     concurrency: int | None = None
     shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be asked for: limits on requests and on tokens, all of them binding, and on calls in flight.
+
+    Empty, or None for `concurrency`, means unlimited.
+    """
+
+    requests: tuple[Limit, ...] = ()
+    tokens: tuple[Limit, ...] = ()
+    concurrency: int | None = None
+
+    def subject(self, key: str, *, shared: bool = False) -> Subject:
+        """The budget of that key under these limits."""
+        return Subject(key, self.requests, self.tokens, self.concurrency, shared)
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,47 +192,6 @@ class Ledger(Protocol):
         ...
 
 
-def after_use(verdict: Verdict, used: int) -> Verdict:
-    """The verdict of an admitted request once it is known what it used, which its lease was an estimate of."""
-    if verdict.lease is None or verdict.tokens is None:
-        return verdict
-    budget = verdict.tokens
-    before = budget.remaining + verdict.lease.tokens
-    left = max(0, min(before - used, budget.limit.amount))
-    if left == budget.limit.amount:
-        return replace(verdict, tokens=Budget(budget.limit, left, 0, 0))
-    more_ms = budget.more_ms
-    if before == budget.limit.amount:  # it is the only use, and counts from now on
-        more_ms = budget.reset_ms
-    return replace(verdict, tokens=replace(budget, remaining=left, more_ms=more_ms))
-
-
-def after_failure(verdict: Verdict) -> Verdict:
-    """The verdict of an admitted request that is given back, since it was served with nothing."""
-    verdict = after_use(verdict, 0)
-    budget = verdict.requests
-    if verdict.lease is None or budget is None:
-        return verdict
-    left = min(budget.remaining + 1, budget.limit.amount)
-    is_full = left == budget.limit.amount
-    given_back = Budget(budget.limit, left, 0, 0) if is_full else replace(budget, remaining=left)
-    return replace(verdict, requests=given_back)
-
-
-def limit_exceeded(verdict: Verdict, tier: str, jitter: float) -> RateLimitExceeded:
-    """The refusal that says which limit stands in the way and when to come back; without `x-ratelimit-*`.
-
-    Args:
-        jitter: from 0 to 1; up to 5 % is added to the wait, so that not all clients come back in one instant.
-    """
-    retry = retry_headers(verdict.retry_after_ms + int(verdict.retry_after_ms * 0.05 * jitter))
-    details: dict[str, object] = {"limit": verdict.refused_by, "tier": tier}
-    if (budget := verdict.refusing) is not None:
-        details |= {"quota": budget.limit.amount, "window_seconds": budget.limit.seconds}
-    details["retry_after_seconds"] = int(dict(retry)[b"retry-after"])
-    return RateLimitExceeded(details=details, headers=tuple(retry))
-
-
 def limit_headers(verdict: Verdict, *, ietf: bool) -> Headers:
     """All that a client is told of its limits; the fields of the IETF draft only where they are wanted."""
     return [*rate_limit_headers(verdict), *(ietf_headers(verdict) if ietf else ())]
@@ -253,8 +230,8 @@ def ietf_headers(verdict: Verdict) -> Headers:
     return [(b"ratelimit-policy", ",".join(policies).encode()), (b"ratelimit", ",".join(states).encode())]
 
 
-def retry_headers(retry_after_ms: int) -> Headers:
-    """`retry-after-ms`, `retry-after` in whole seconds, and `x-should-retry: false` where the wait is over a minute.
+def retry_headers(retry_after_ms: int, *, is_hopeless: bool = False) -> Headers:
+    """`retry-after-ms` and `retry-after` in whole seconds; `x-should-retry: false` over a minute or without hope.
 
     The openai SDK reads them in this order, and would otherwise sleep for up to two minutes.
     """
@@ -262,4 +239,4 @@ def retry_headers(retry_after_ms: int) -> Headers:
         (b"retry-after-ms", b"%d" % retry_after_ms),
         (b"retry-after", b"%d" % max(1, -(-retry_after_ms // 1000))),
     ]
-    return [*headers, (b"x-should-retry", b"false")] if retry_after_ms > 60_000 else headers
+    return [*headers, (b"x-should-retry", b"false")] if is_hopeless or retry_after_ms > 60_000 else headers

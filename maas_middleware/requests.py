@@ -84,7 +84,8 @@ class JSONRequest:
     Attributes:
         fields: the top level, one value a key, each value the client's own bytes.
         encoded: the body that carries exactly these fields.
-        include_usage: whether the client itself asked for usage in a stream.
+        include_usage: whether the client itself asked for usage at the end of a stream.
+        running_usage: whether it asked for usage in every event of it, as vLLM tells it.
         answers: the larger of `n` and `best_of`, times the number of prompts.
         cap: the largest of all caps.
     """
@@ -94,6 +95,7 @@ class JSONRequest:
     model: str | None
     stream: bool
     include_usage: bool
+    running_usage: bool
     answers: int
     cap: int | None
 
@@ -119,14 +121,16 @@ class JSONRequest:
     @classmethod
     def _judge(cls, fields: Mapping[str, msgspec.Raw]) -> JSONRequest:
         known = _known(fields)
-        include_usage = (known.stream_options or {}).get("include_usage")
+        options = known.stream_options or {}
+        include_usage = _is_true(options, "include_usage")
         caps = [cap for name in _CAPS if (cap := getattr(known, name)) is not None]
         return cls(
             fields=fields,
             encoded=_encode(fields),
             model=known.model,
             stream=known.stream is True,
-            include_usage=include_usage is not None and _value("stream_options", include_usage, bool | None) is True,
+            include_usage=include_usage,
+            running_usage=include_usage and _is_true(options, "continuous_usage_stats"),
             answers=max(known.n or 1, known.best_of or 1) * _prompts(fields.get("prompt")),
             cap=max(caps, default=None),
         )
@@ -147,16 +151,20 @@ class JSONRequest:
         fields["model"] = msgspec.Raw(_encode(model))
         return replace(self, fields=fields, encoded=_encode(fields), model=model)
 
-    def asking_for_usage(self) -> JSONRequest:
+    def asking_for_usage(self, *, running: bool) -> JSONRequest:
         """The same request with `stream_options.include_usage`, its other stream options kept.
 
-        Only `continuous_usage_stats` is not: it has no effect where the client did not ask for usage.
+        Args:
+            running: whether to ask for usage in every event, which has no effect without `include_usage`.
         """
-        options = dict(_known(self.fields).stream_options or {})
+        given = self.fields.get("stream_options")
+        options = {} if given is None else dict(_value("stream_options", given, _TYPES["stream_options"]) or {})
         options.pop("continuous_usage_stats", None)
         options["include_usage"] = msgspec.Raw(b"true")
+        if running or self.running_usage:
+            options["continuous_usage_stats"] = msgspec.Raw(b"true")
         fields = {**self.fields, "stream_options": msgspec.Raw(_encode(options))}
-        return replace(self, fields=fields, encoded=_encode(fields), include_usage=True)
+        return replace(self, fields=fields, encoded=_encode(fields))
 
     @property
     def prompt_tokens(self) -> int:
@@ -227,6 +235,10 @@ def _value(name: str, raw: msgspec.Raw, kind: Any) -> Any:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, RecursionError):
         raise InvalidRequest(f"`{name}` has an invalid value", code="invalid_value", param=name) from None
+
+
+def _is_true(options: Mapping[str, msgspec.Raw], name: str) -> bool:
+    return name in options and _value("stream_options", options[name], bool | None) is True
 
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(_Known)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 from .errors import NoTier
 from .identity import Identity
-from .limiting import Limit, Subject
+from .limiting import Limit, Limits, Subject
 
 Feature = Literal[
     "streaming", "tools", "vision", "audio", "embeddings", "rerank", "pooling", "images", "messages", "responses"
@@ -26,6 +26,8 @@ class Tier:
         groups: whoever is in one of them is in the tier.
         requests: limits on requests per user, all of them binding; empty means unlimited.
         tokens: the same for tokens.
+        models: further limits per user on single models, by the id of the model.
+        concurrency: how many requests a user may have in flight; None is no cap.
         max_tokens_per_request: the most tokens that one request may have generated; None is no cap.
         features: what requests of the tier may use; None means all features.
     """
@@ -37,6 +39,8 @@ class Tier:
     groups: tuple[str, ...] = ()
     requests: tuple[Limit, ...] = ()
     tokens: tuple[Limit, ...] = ()
+    models: Mapping[str, Limits] = field(default_factory=dict)
+    concurrency: int | None = None
     max_tokens_per_request: int | None = None
     features: Collection[Feature] | None = None
 
@@ -46,7 +50,13 @@ class Tier:
 
     def subject(self, identity: Identity) -> Subject:
         """The budget of a caller in this tier: one per user, over all tokens and models."""
-        return Subject(identity.key, self.requests, self.tokens)
+        return Subject(identity.key, self.requests, self.tokens, self.concurrency)
+
+    def subject_on(self, model: str, identity: Identity) -> Subject | None:
+        """The budget that a caller has on one model besides; None where there is none."""
+        limits = self.models.get(model)
+        # no key of an identity begins with a bracket
+        return None if limits is None else limits.subject(f"[{identity.key!r}, {model!r}]")
 
 
 class TierResolver(Protocol):

@@ -11,8 +11,8 @@ from typing import Any
 
 import maas_middleware
 from maas_middleware.apps.openapi import openapi_document
-from maas_middleware.catalogue import ENDPOINTS, Endpoint
 from maas_middleware.dialects import Dialect
+from maas_middleware.endpoints import ENDPOINTS, Endpoint
 from maas_middleware.envelopes import envelope
 from maas_middleware.errors import ERRORS, MaaSError
 from maas_middleware.tiers import FEATURES

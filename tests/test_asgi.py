@@ -18,7 +18,6 @@ from maas_middleware._asgi import (
     read_body,
     read_json,
     reject,
-    required,
     route_path,
     serve,
     with_body,
@@ -27,7 +26,7 @@ from maas_middleware._asgi import (
     without_headers,
 )
 from maas_middleware._forms import FormRequest
-from maas_middleware.context import ensure_context
+from maas_middleware.context import ensure_context, required
 from maas_middleware.errors import (
     AccessDenied,
     MaaSError,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from maas_middleware.catalogue import ENDPOINTS, Catalogue, Endpoint, Kind, Location, Model, error_format
+from maas_middleware.catalogue import Catalogue, Location, Model
 from maas_middleware.dialects import ErrorFormat
+from maas_middleware.endpoints import ENDPOINTS, Endpoint, Kind, error_format
 from maas_middleware.errors import AccessDenied, MethodNotAllowed, ModelNotFound, NotFound
 from maas_middleware.tiers import FEATURES, Feature, Tier
 

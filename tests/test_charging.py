@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from maas_middleware.charging import Outcome, charge_for, estimated_tokens
+from maas_middleware.charging import Estimate, Outcome, charge_for, estimated_tokens
 from maas_middleware.dialects import (
     CHAT,
     COMPLETIONS,
@@ -23,6 +23,7 @@ from maas_middleware.dialects import (
 from maas_middleware.limiting import Charge
 from maas_middleware.requests import JSONRequest
 from maas_middleware.tiers import Tier
+from maas_middleware.usage import TokenUsage
 
 
 def outcome(
@@ -42,10 +43,9 @@ def outcome(
         failed,
         complete,
         client_left,
-        used,
+        None if used is None else TokenUsage(used, 0, used),
         produced,
-        prompt=20,
-        estimate=120,
+        Estimate(20, 120),
         reported_failure=reported_failure,
     )
 
@@ -57,7 +57,12 @@ def outcome(
         pytest.param(outcome(used=0), Charge(0), False, id="explicit-usage-of-0"),
         pytest.param(outcome(produced=0), Charge(120), True, id="whole-answer-without-usage"),
         pytest.param(outcome(), Charge(27), True, id="whole-stream-without-usage"),
-        pytest.param(outcome(complete=False, client_left=True, used=25), Charge(25), False, id="cut-with-usage"),
+        pytest.param(
+            outcome(complete=False, client_left=True, used=25), Charge(32), False, id="cut-with-usage-of-the-prompt"
+        ),
+        pytest.param(
+            outcome(complete=False, client_left=True, used=25, produced=0), Charge(25), False, id="cut-with-usage"
+        ),
         pytest.param(outcome(complete=False, client_left=True), Charge(27), False, id="cut-without-usage"),
         pytest.param(outcome(complete=False, failed=True), Charge(27), False, id="broken-after-it-began"),
         pytest.param(outcome(None, complete=False, client_left=True), Charge(27), False, id="left-before-the-answer"),
@@ -106,9 +111,17 @@ def test_outcome_is_charged_as_the_ledger_says(ended: Outcome, charge: Charge, l
 
 
 def test_cut_stream_is_never_free() -> None:
-    nothing = Outcome(200, False, False, False, True, None, produced=0, prompt=0, estimate=120, reported_failure=False)
+    nothing = Outcome(200, False, False, False, True, None, 0, Estimate(0, 120), reported_failure=False)
 
     assert charge_for(nothing) == Charge(1)
+
+
+def test_cut_stream_that_tells_its_usage_as_it_runs_costs_exactly_that() -> None:
+    running = Outcome(
+        200, False, False, False, True, TokenUsage(5, 9, 14), 8, Estimate(20, 120), reported_failure=False
+    )
+
+    assert charge_for(running) == Charge(14)
 
 
 UNCAPPED, CAPPED = Tier("free"), Tier("free", max_tokens_per_request=60)
@@ -146,4 +159,4 @@ def test_estimate_is_prompt_and_output_together(
 ) -> None:
     request = JSONRequest.parse(json.dumps({"input": "x" * 398, **fields}).encode())
 
-    assert estimated_tokens(request, dialect, tier) == tokens
+    assert estimated_tokens(request, dialect, tier) == (100, tokens)

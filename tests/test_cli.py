@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from maas_middleware import __version__
-from maas_middleware.catalogue import ENDPOINTS
 from maas_middleware.cli import main
+from maas_middleware.endpoints import ENDPOINTS
 
 from .processes import ROOT, running
 
@@ -80,7 +80,7 @@ def test_check_without_a_file_validates_the_environment(
 
 def test_check_names_every_problem_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "bad.yaml"
-    config.write_text("counters: redis://:secret@db\nmodels: [{id: a, tiers: [gold]}]\nunheard: 1\n")
+    config.write_text("counters: etcd://:secret@db\nmodels: [{id: a, tiers: [gold]}]\nunheard: 1\n")
 
     assert main(["check", "--config", str(config)]) == 1
 

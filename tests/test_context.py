@@ -6,8 +6,9 @@ import json
 import pytest
 from starlette.requests import Request
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS, Catalogue, Model
+from maas_middleware.catalogue import Catalogue, Model
 from maas_middleware.context import MaaSContext, ensure_context, get_context
+from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.identity import Identity
 from maas_middleware.limiting import Budget, Lease, Limit, Subject, Verdict
 from maas_middleware.requests import JSONRequest
@@ -28,7 +29,6 @@ def full_context() -> MaaSContext:
         model=Model("tiny", aliases=("t",), tiers=frozenset({"free"}), api_key="secret"),
         request=JSONRequest.parse(json.dumps({"model": "tiny", "messages": [{"content": "Hi"}]}).encode()),
         verdict=Verdict(lease, Budget(limit, 4, 60_000, 60_000), None),
-        lease=lease,
         usage=TokenUsage(1, 2, 3),
         produced=2,
         events=3,

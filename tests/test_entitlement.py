@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from maas_middleware._forms import FormRequest
-from maas_middleware.catalogue import CHAT_COMPLETIONS, ENDPOINTS, Catalogue, Endpoint, Model
+from maas_middleware.catalogue import Catalogue, Model
 from maas_middleware.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
+from maas_middleware.endpoints import CHAT_COMPLETIONS, ENDPOINTS, Endpoint
 from maas_middleware.entitlement import check_endpoint, check_features, check_ownership, within_cap
 from maas_middleware.errors import AccessDenied, InvalidRequest
 from maas_middleware.requests import InferenceRequest, JSONRequest

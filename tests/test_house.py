@@ -18,13 +18,13 @@ PACKAGE = Path(maas_middleware.__file__).parent
 CORE_LIBRARIES = {"msgspec", "limits"}
 CORE = {
     *("context", "durations", "errors", "identity", "tiers", "catalogue", "limiting", "requests", "usage", "tokens"),
-    *("charging", "dialects", "entitlement", "envelopes", "events", "renaming", "_cache"),
+    *("admission", "charging", "dialects", "endpoints", "entitlement", "envelopes", "events", "renaming", "_cache"),
 }
-PLUMBING = {"_asgi", "_forms", "_lifespan"}
+PLUMBING = {"_asgi", "_forms", "_leases", "_lifespan"}
 SHELLS = {"middleware", "apps"}
 ADAPTERS = {"providers", "ledgers", "stores", "transports"}
 SETTINGS = {"settings"}
-ASSEMBLY = {"assembly", "dispatch", "preset", "cli", "__main__", "__init__"}
+ASSEMBLY = {"_counting", "assembly", "dispatch", "preset", "cli", "__main__", "__init__"}
 
 MAY_IMPORT = {
     **dict.fromkeys(CORE, CORE),
@@ -37,7 +37,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "httpx": {"apps/proxy.py", "transports.py", "providers/openshift.py", "providers/_apiserver.py"},
-    "limits": {"limiting.py", "ledgers/stock.py", "ledgers/redis.py"},
+    "limits": {"limiting.py", "ledgers/stock.py", "ledgers/redis.py", "ledgers/_storage.py"},
     "jwt": {"providers/jwt.py", "providers/keys.py"},
     "cryptography": {"providers/keys.py"},
     "yaml": {"settings/loading.py"},

@@ -4,14 +4,13 @@ from typing import Literal
 
 import pytest
 
+from maas_middleware.admission import after_failure, after_use
 from maas_middleware.limiting import (
     Budget,
     Lease,
     Limit,
     Subject,
     Verdict,
-    after_failure,
-    after_use,
     ietf_headers,
     parse_limits,
     rate_limit_headers,

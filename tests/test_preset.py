@@ -25,7 +25,7 @@ from maas_middleware.testing.model import SimulatedModel
 from .deployments import USERS, bearer, chat
 from .servers import serving
 
-BAD = {"MAAS_COUNTERS": "redis://:secret@localhost", "MAAS_TOKENS_MINIMUM_EXPIRATION": "soon"}
+BAD = {"MAAS_COUNTERS": "etcd://:secret@localhost", "MAAS_TOKENS_MINIMUM_EXPIRATION": "soon"}
 
 
 @asynccontextmanager
@@ -194,7 +194,7 @@ def test_refused_configuration_fails_the_startup() -> None:
     )
 
     assert ran.returncode == 3
-    assert "MAAS_COUNTERS: redis://... is not supported by this version" in ran.stderr
+    assert "MAAS_COUNTERS: etcd://... is not supported" in ran.stderr
     assert "MAAS_TOKENS_MINIMUM_EXPIRATION: " in ran.stderr
     assert "secret" not in ran.stderr
     assert "Traceback" not in ran.stderr

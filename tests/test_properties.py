@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from maas_middleware import load_settings
 from maas_middleware.assembly import Parts
-from maas_middleware.catalogue import ENDPOINTS, error_format
+from maas_middleware.endpoints import ENDPOINTS, error_format
 from maas_middleware.identity import Identity
 from maas_middleware.limiting import Charge, Demand, Lease, Subject, Verdict
 from maas_middleware.testing import Conversation, SimulatedModel, StandInCluster, converse

@@ -44,7 +44,8 @@ def test_duplicate_keys_are_gone_from_what_is_made_of_the_request() -> None:
 
     assert request.stream is True
     assert request.naming("c").encoded == b'{"stream":true,"model":"c"}'
-    assert request.asking_for_usage().encoded == b'{"stream":true,"model":"b","stream_options":{"include_usage":true}}'
+    asking = request.asking_for_usage(running=False)
+    assert asking.encoded == b'{"stream":true,"model":"b","stream_options":{"include_usage":true}}'
 
 
 def test_numbers_and_unknown_fields_keep_the_notation_of_the_client() -> None:
@@ -127,7 +128,7 @@ def test_nested_request_is_served_up_to_some_depth_and_refused_below_it() -> Non
     def is_served(depth: int) -> bool:
         body = b'{"stream_options":{"x":' + b"[" * depth + b"]" * depth + b"}}"
         try:
-            return JSONRequest.parse(body).asking_for_usage().include_usage
+            return b"include_usage" in JSONRequest.parse(body).asking_for_usage(running=False).encoded
         except InvalidRequest:
             return False
 
@@ -358,10 +359,55 @@ def test_value_of_a_field_is_json_data() -> None:
 def test_asking_for_usage_keeps_the_other_stream_options(options: bytes | None, asked: bytes) -> None:
     given = b"" if options is None else b',"stream_options":' + options
 
-    request = JSONRequest.parse(b'{"model":"m","stream":true' + given + b"}").asking_for_usage()
+    request = JSONRequest.parse(b'{"model":"m","stream":true' + given + b"}")
+    asking = request.asking_for_usage(running=False)
 
-    assert request.encoded == b'{"model":"m","stream":true,"stream_options":' + asked + b"}"
-    assert (request.model, request.stream, request.include_usage) == ("m", True, True)
+    assert asking.encoded == b'{"model":"m","stream":true,"stream_options":' + asked + b"}"
+    assert (asking.model, asking.stream, asking.include_usage) == ("m", True, request.include_usage)
+
+
+@pytest.mark.parametrize(
+    ("options", "running", "asked"),
+    [
+        pytest.param(None, True, '{"include_usage":true,"continuous_usage_stats":true}', id="nothing"),
+        pytest.param({"include_usage": True}, True, '{"include_usage":true,"continuous_usage_stats":true}', id="usage"),
+        pytest.param(
+            {"continuous_usage_stats": False, "a": 1},
+            True,
+            '{"a":1,"include_usage":true,"continuous_usage_stats":true}',
+            id="refused-by-the-client",
+        ),
+        pytest.param(
+            {"include_usage": True, "continuous_usage_stats": True},
+            False,
+            '{"include_usage":true,"continuous_usage_stats":true}',
+            id="asked-by-the-client",
+        ),
+    ],
+)
+def test_running_usage_is_asked_for_where_it_is_told(options: dict[str, Any] | None, running: bool, asked: str) -> None:
+    request = JSONRequest.parse(json.dumps({"model": "m", "stream_options": options}).encode())
+
+    asking = request.asking_for_usage(running=running)
+
+    assert json.loads(asking.encoded)["stream_options"] == json.loads(asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [
+        pytest.param({"include_usage": True, "continuous_usage_stats": True}, True, id="both"),
+        pytest.param({"continuous_usage_stats": True}, False, id="without-usage-it-has-no-effect"),
+        pytest.param({"include_usage": False, "continuous_usage_stats": True}, False, id="usage-is-refused"),
+        pytest.param({"include_usage": True, "continuous_usage_stats": None}, False, id="null"),
+        pytest.param({"include_usage": True}, False, id="usage-alone"),
+        pytest.param(None, False, id="no-options"),
+    ],
+)
+def test_client_asks_for_running_usage(options: dict[str, Any] | None, asks: bool) -> None:
+    request = JSONRequest.parse(json.dumps({"model": "m", "stream_options": options}).encode())
+
+    assert request.running_usage is asks
 
 
 # estimates

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS
 from maas_middleware.dialects import MESSAGES, TRANSCRIPTION, Dialect
+from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.requests import JSONRequest
 
 from .deployments import Deployment, bearer, deployed

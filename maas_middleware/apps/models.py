@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .._asgi import path_below, required, serve
-from ..catalogue import CHAT_COMPLETIONS, MODELS, Catalogue, Model
-from ..context import ensure_context
+from .._asgi import path_below, serve
+from ..catalogue import Catalogue, Model
+from ..context import ensure_context, required
+from ..endpoints import CHAT_COMPLETIONS, MODELS
 from ..errors import MethodNotAllowed
 from ..tiers import Tier
 
@@ -23,7 +24,7 @@ _PATH_CHARACTERS = "/:@!$&'()*+,;="  # RFC 3986 3.3
 
 
 class ModelsApp:
-    """Lists models. `IdentityMiddleware` and `TierMiddleware(unlisted="unmetered")` are outside.
+    """Lists models. `IdentityMiddleware` and `TierMiddleware(unlisted="pass")` are outside.
 
     Mounted at `/v1/models`, or routed to for `/v1/models` and `/v1/models/{id:path}`.
 

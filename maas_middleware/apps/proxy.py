@@ -11,9 +11,9 @@ import anyio
 import httpx
 from starlette.types import Message, Receive, Scope, Send
 
-from .._asgi import ClientLeft, answer_error, reject, required, route_path, with_headers
+from .._asgi import ClientLeft, answer_error, reject, route_path, with_headers
 from ..catalogue import Model
-from ..context import ensure_context
+from ..context import ensure_context, required
 from ..envelopes import MAXIMUM_ERROR_BYTES, inner_error
 from ..errors import InvalidRequest, MaaSError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from ._forwarding import request_headers, response_headers, upstream_wait

@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .._asgi import path_below, required, serve
-from ..context import ensure_context
+from .._asgi import path_below, serve
+from ..context import ensure_context, required
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, NotFound
 from ..identity import MAXIMUM_TOKEN_BYTES, Identity
 from ..tiers import TierResolver

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from ..limiting import Budget, Limit
+from ..limiting import Limit
+from ._verdicts import IN_FLIGHT_WAIT_MS, strictest
 
 BUCKETS = 60
-IN_FLIGHT_WAIT_MS = 1000
 
 
 class Span:
@@ -90,9 +88,9 @@ class Window:
         """When the oldest of it leaves; in a second where there is only what is held."""
         return next(iter(self._buckets), now_ms + IN_FLIGHT_WAIT_MS if held > 0 else now_ms)
 
-    def passes_ms(self, now_ms: int, held: int) -> int:
-        """When there is room for 1; in a second where that depends on what is held."""
-        excess = self.used + held + 1 - self.limit.amount
+    def passes_ms(self, now_ms: int, held: int, needs: int) -> int:
+        """When there is room for what is needed; in a second where that depends on what is held."""
+        excess = self.used + held + needs - self.limit.amount
         if excess < 1:
             return now_ms
         for leaves_ms, amount in self._buckets.items():
@@ -106,13 +104,16 @@ class Windows:
     """The windows of a subject's limits of one kind: on requests, or on tokens.
 
     `turn` has to be called before anything else. `held` is what leases in flight hold: it counts in every window.
+
+    Attributes:
+        in_force: those that are limited at the moment.
     """
 
-    __slots__ = ("_in_force", "_left_out", "_limits")
+    __slots__ = ("_left_out", "_limits", "in_force")
 
     def __init__(self) -> None:
         self._limits: tuple[Limit, ...] = ()
-        self._in_force: tuple[Window, ...] = ()
+        self.in_force: tuple[Window, ...] = ()
         self._left_out: tuple[Window, ...] = ()
 
     def turn(self, limits: tuple[Limit, ...], spans: Spans, now_ms: int) -> None:
@@ -122,66 +123,44 @@ class Windows:
         """
         if limits is not self._limits:
             self._put_in_force(limits, spans, now_ms)
-        for window in self._in_force:
+        for window in self.in_force:
             window.turn(now_ms)
 
     def add(self, amount: int) -> None:
         """Count `amount` in every window; nothing, where it is below 1."""
         if amount > 0:
-            for window in self._in_force:
+            for window in self.in_force:
                 window.add(amount)
 
     def give_back(self, at_ms: int) -> None:
         """Take 1 that was added at that time out of every window where it still counts."""
-        for window in self._in_force:
+        for window in self.in_force:
             window.give_back(at_ms)
 
     def room(self, held: int) -> int | None:
         """What may still be used, negative after an overrun; None is unlimited."""
         room = None
-        for window in self._in_force:
+        for window in self.in_force:
             left = window.limit.amount - window.used - held
             if room is None or left < room:
                 room = left
         return room
 
-    def budget(self, now_ms: int, held: int) -> Budget | None:
-        """The limit closest to exhaustion, of equals the one that takes longest to be full; None is unlimited."""
-        closest, least, last_ms = None, 0, 0
-        for window in self._in_force:
-            left = window.limit.amount - window.used - held
-            left = left if left > 0 else 0
-            full_ms = window.full_ms(now_ms, held)
-            if closest is None or left < least or (left == least and full_ms > last_ms):
-                closest, least, last_ms = window, left, full_ms
-        if closest is None:
-            return None
-        return Budget(closest.limit, least, last_ms - now_ms, closest.frees_ms(now_ms, held) - now_ms)
-
-    def wait_ms(self, now_ms: int, held: int) -> int:
-        """Milliseconds until there is room for 1 in every window; 1000 where that depends on what is held."""
-        return max([window.passes_ms(now_ms, held) for window in self._in_force], default=now_ms) - now_ms
-
     def empty_ms(self) -> int:
         """When nothing that was used counts any more."""
-        return max([window.full_ms(0, 0) for window in (*self._in_force, *self._left_out)], default=0)
+        return max([window.full_ms(0, 0) for window in (*self.in_force, *self._left_out)], default=0)
 
     def _put_in_force(self, limits: tuple[Limit, ...], spans: Spans, now_ms: int) -> None:
         known = {window.limit.seconds: window for window in self._used(now_ms)}
         in_force = []
-        for limit in _strictest(limits):
+        for limit in strictest(limits):
             window = known.pop(limit.seconds, None) or Window(limit, spans[limit.seconds])
             window.limit = limit
             in_force.append(window)
-        self._limits, self._in_force, self._left_out = limits, tuple(in_force), tuple(known.values())
+        self._limits, self.in_force, self._left_out = limits, tuple(in_force), tuple(known.values())
 
     def _used(self, now_ms: int) -> list[Window]:
-        windows = [*self._in_force, *self._left_out]
+        windows = [*self.in_force, *self._left_out]
         for window in windows:
             window.turn(now_ms)
         return [window for window in windows if window.used]
-
-
-def _strictest(limits: Iterable[Limit]) -> Iterable[Limit]:
-    descending = sorted(limits, key=lambda limit: limit.amount, reverse=True)
-    return {limit.seconds: limit for limit in descending}.values()

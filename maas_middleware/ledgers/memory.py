@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from ..limiting import Charge, Demand, Lease, Subject, Verdict
+from ._verdicts import admission, outlook
 from ._windows import Spans, Windows
 
 MARK_MS = 600_000
@@ -40,7 +41,9 @@ class _Account:
         requests, tokens = self.requests.room(0), self.tokens.room(self._leased)
         if requests is not None and requests < 1:
             return None
-        if demand.tokens > 0 and tokens is not None and tokens < 1:
+        if tokens is not None and 0 < demand.tokens > tokens < demand.needs:
+            return None
+        if subject.concurrency is not None and self._live >= subject.concurrency:
             return None
         amount = demand.tokens if tokens is None or demand.tokens < tokens else tokens
         lease = Lease(demand.lease_id, subject, amount if amount > 0 else 0, now_ms)
@@ -54,9 +57,10 @@ class _Account:
     def prolong(self, lease: Lease, lapse_ms: int) -> None:
         if not self._leases:
             self._leases, self._lapse_ms = {}, lapse_ms
-        if self._leases.pop(lease.id, None) is None:
+        held = self._leases.pop(lease.id, None)
+        if held is None:
             self._leased += lease.tokens
-        self._leases[lease.id] = (lapse_ms, lease)
+        self._leases[lease.id] = (lapse_ms, held[1] if held else lease)
 
     def end(self, lease_id: str) -> None:
         if self._leases and (held := self._leases.pop(lease_id, None)):
@@ -64,21 +68,21 @@ class _Account:
             if not self._leases:
                 self._leases, self._lapse_ms = None, 0
 
-    def verdict(self, lease: Lease | None, now_ms: int, needs_tokens: bool) -> Verdict:
-        requests = self.requests.budget(now_ms, 0)
-        tokens = self.tokens.budget(now_ms, self._leased)
-        if lease is not None:
-            return Verdict(lease, requests, tokens)
-        requests_wait = self.requests.wait_ms(now_ms, 0)
-        tokens_wait = self.tokens.wait_ms(now_ms, self._leased) if needs_tokens else 0
-        if tokens_wait > requests_wait:
-            return Verdict(None, requests, tokens, "tokens", tokens_wait)
-        return Verdict(None, requests, tokens, "requests" if requests_wait else None, requests_wait)
+    def admission(self, lease: Lease, now_ms: int) -> Verdict:
+        return admission(lease, self.requests.in_force, self.tokens.in_force, now_ms, self._leased)
+
+    def outlook(self, subject: Subject, needs: int, now_ms: int) -> Verdict:
+        windows = self.requests.in_force, self.tokens.in_force
+        return outlook(subject, *windows, needs, now_ms, self._leased, self._live)
 
     def is_idle(self, now_ms: int) -> bool:
         if self._leases and next(reversed(self._leases.values()))[0] > now_ms:
             return False
         return self.requests.empty_ms() <= now_ms and self.tokens.empty_ms() <= now_ms
+
+    @property
+    def _live(self) -> int:
+        return len(self._leases) if self._leases else 0
 
     def _lapse(self, now_ms: int) -> None:
         while self._leases:
@@ -139,7 +143,7 @@ class MemoryLedger:
         lease = account.lease(demand.lease_id) or self._settled(subject.key, demand.lease_id, now_ms)
         if lease is None:
             lease = account.grant(subject, demand, now_ms, now_ms + self._lease_ms)
-        return account.verdict(lease, now_ms, demand.tokens > 0)
+        return account.admission(lease, now_ms) if lease else account.outlook(subject, demand.needs, now_ms)
 
     async def settle(self, lease: Lease, charge: Charge, /) -> None:
         """End the lease and charge what was used. A request is given back only while its bucket still counts."""
@@ -160,11 +164,11 @@ class MemoryLedger:
             self._account(lease.subject, now_ms).prolong(lease, now_ms + self._lease_ms)
 
     async def peek(self, subject: Subject, /) -> Verdict:
-        """Tell whether the next request that needs a token would pass (`refused_by`) and when, consuming nothing."""
+        """Tell whether the next request that needs one token would pass (`refused_by`) and when, consuming nothing."""
         now_ms = self._now_ms()
         account = self._accounts.get(subject.key) or _Account()
         account.turn(subject, self._spans, now_ms)
-        return account.verdict(None, now_ms, True)
+        return account.outlook(subject, 1, now_ms)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000 + 0.5)

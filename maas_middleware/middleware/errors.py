@@ -11,9 +11,9 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
-from ..catalogue import error_format
 from ..context import MaaSContext, ensure_context
 from ..dialects import ErrorFormat
+from ..endpoints import error_format
 from ..envelopes import MAXIMUM_ERROR_BYTES, envelope, error_event, inner_error
 from ..errors import InternalError, InvalidRequest, MaaSError, UpstreamRefusal, UpstreamUnavailable
 from ..identity import header

@@ -5,37 +5,32 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._asgi import BODY_MESSAGES, LEDGER_SECONDS, in_time, new_id, reject, required, with_headers
-from ..charging import Outcome, charge_for, estimated_tokens, is_failure
-from ..context import MaaSContext, ensure_context
+from .._asgi import BODY_MESSAGES, new_id, reject, with_headers
+from .._leases import LEDGER_SECONDS, Leases, peek
+from ..admission import Admission, after_failure, after_use, limit_exceeded
+from ..charging import Estimate, Outcome, charge_for, estimated_tokens, is_failure
+from ..context import MaaSContext, ensure_context, required
+from ..entitlement import subjects_of
 from ..errors import AccessDenied, MaaSError
-from ..limiting import (
-    Charge,
-    Demand,
-    Headers,
-    Lease,
-    Ledger,
-    Subject,
-    Verdict,
-    after_failure,
-    after_use,
-    limit_exceeded,
-    limit_headers,
-)
+from ..limiting import Demand, Headers, Ledger, Subject, Verdict, limit_headers
 from ..tiers import Tier
+from ..usage import TokenUsage
 
 logger = logging.getLogger("maas_middleware")
 
-RENEWAL_SECONDS = 30.0
+_NOTHING = TokenUsage(0, 0, 0)
 
 
 class RateLimitMiddleware:
     """Admits a request to an endpoint within the limits of the caller's tier, and settles what it really used.
+
+    The limits are the user's own, those of the user on the model, and those of all users on the model: each is a
+    budget, and all have to admit.
 
     Needs `IdentityMiddleware` and `TierMiddleware` outside, and `UsageMiddleware` inside, without which every answer
     is charged with its estimate. An unmetered endpoint costs a request and no tokens, what is no endpoint nothing;
@@ -47,6 +42,8 @@ class RateLimitMiddleware:
             (draft-ietf-httpapi-ratelimit-headers-10).
         jitter: a number from 0 to 1; up to 5 % of the wait is added to `retry-after-ms`, so that not all clients come
             back in one instant.
+        strict: whether the whole estimate of a request has to be left; else one token is enough, and its last request
+            may bring a user over the limit.
         ledger_timeout: seconds that a ledger may take; a request that it does not admit by then is answered with 503.
     """
 
@@ -59,6 +56,7 @@ class RateLimitMiddleware:
         id_factory: Callable[[], str] = new_id,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        strict: bool = False,
         ledger_timeout: float = LEDGER_SECONDS,
     ) -> None:
         self.app = app
@@ -66,8 +64,9 @@ class RateLimitMiddleware:
         self._limit_headers = partial(limit_headers, ietf=ietf_headers)
         self._id_factory = id_factory
         self._jitter = jitter
+        self._strict = strict
         self._ledger_timeout = ledger_timeout
-        self._live = _LiveLeases(ledger, clock, ledger_timeout)
+        self._leases = Leases(ledger, clock, ledger_timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,72 +81,37 @@ class RateLimitMiddleware:
         if context.endpoint is None:
             await self.app(scope, receive, send)
             return
-        subject = tier.subject(identity)
-        await self._live.renew_due()
+        subjects = subjects_of(tier, identity, context.model)
+        await self._leases.renew_due()
         try:
             if scope["method"] == "HEAD":
-                await self._tell(subject, send)
+                await self._tell(subjects, send)
                 return
             estimate = _estimate(context, tier)
-            verdict, lease = await self._admit(context, tier, subject, estimate)
+            admission = await self._admit(context, tier, subjects, estimate)
         except MaaSError as error:
             await reject(scope, receive, send, error)
             return
-        metered = _Metered(context, verdict, lease, estimate, self._live, self._limit_headers)
+        metered = _Metered(context, admission, estimate, self._leases, self._limit_headers)
         await metered.run(self.app, scope, receive, send)
 
-    async def _tell(self, subject: Subject, send: Send) -> None:
-        verdict = await in_time(self._ledger.peek(subject), self._ledger_timeout)
-        headers = [*self._limit_headers(verdict), (b"content-length", b"0")]
+    async def _tell(self, subjects: Sequence[Subject], send: Send) -> None:
+        admission = await peek(self._ledger, subjects, self._ledger_timeout)
+        headers = [*self._limit_headers(admission.shown), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _admit(self, context: MaaSContext, tier: Tier, subject: Subject, estimate: int) -> tuple[Verdict, Lease]:
-        demand = Demand(self._id_factory(), estimate)
-        verdict = context.verdict = await in_time(self._ledger.admit(subject, demand), self._ledger_timeout)
-        if verdict.lease is None:
-            error = limit_exceeded(verdict, tier.name, self._jitter())
-            error.headers = (*self._limit_headers(verdict), *error.headers)
+    async def _admit(
+        self, context: MaaSContext, tier: Tier, subjects: Sequence[Subject], estimate: Estimate
+    ) -> Admission:
+        demand = Demand(self._id_factory(), estimate.total, self._strict)
+        admission = await self._leases.admit(subjects, demand)
+        context.verdict = admission.shown
+        if admission.refusal is not None:
+            error = limit_exceeded(*admission.refusal, tier.name, self._jitter())
+            error.headers = (*self._limit_headers(admission.shown), *error.headers)
             raise error
-        context.lease = verdict.lease
-        return verdict, verdict.lease
-
-
-class _LiveLeases:
-    """Keeps the leases of calls that are under way from lapsing, also of those that are silent for long.
-
-    There is no task for it: whenever a request or a piece of an answer passes, those that are due are renewed. Until
-    then nobody has seen them lapse in this process, and the ledger brings them back.
-    """
-
-    def __init__(self, ledger: Ledger, clock: Callable[[], float], timeout: float) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._timeout = timeout
-        self._due: dict[str, tuple[float, Lease]] = {}  # soonest first
-
-    def add(self, lease: Lease) -> None:
-        self._due[lease.id] = (self._clock() + RENEWAL_SECONDS, lease)
-
-    async def settle(self, lease: Lease, charge: Charge) -> None:
-        self._due.pop(lease.id, None)
-        await self._count(self._ledger.settle(lease, charge))
-
-    async def renew_due(self) -> None:
-        now = self._clock()
-        while self._due:
-            due_at, lease = next(iter(self._due.values()))
-            if due_at > now:
-                return
-            del self._due[lease.id]
-            self.add(lease)
-            await self._count(self._ledger.renew(lease))
-
-    async def _count(self, operation: Awaitable[None]) -> None:
-        try:
-            await in_time(operation, self._timeout)
-        except Exception:  # a ledger in trouble must not break an answer off
-            logger.exception("the ledger failed")
+        return admission
 
 
 class _Metered:
@@ -156,17 +120,15 @@ class _Metered:
     def __init__(
         self,
         context: MaaSContext,
-        verdict: Verdict,
-        lease: Lease,
-        estimate: int,
-        live: _LiveLeases,
+        admission: Admission,
+        estimate: Estimate,
+        leases: Leases,
         limit_headers: Callable[[Verdict], Headers],
     ) -> None:
         self._context = context
-        self._verdict = verdict
-        self._lease = lease
+        self._admission = admission
         self._estimate = estimate
-        self._live = live
+        self._leases = leases
         self._limit_headers = limit_headers
         self._status: int | None = None
         self._complete = False
@@ -183,14 +145,13 @@ class _Metered:
         async def metering_send(message: Message) -> None:
             await send(await self._meter(message))
 
-        self._live.add(self._lease)
         try:
             await app(scope, watching_receive, metering_send)
             self._failed = self._status is None
         except MaaSError as error:
             self._failed = True
             if self._status is None:
-                error.headers = (*error.headers, *self._limit_headers(after_failure(self._verdict)))
+                error.headers = (*error.headers, *self._limit_headers(after_failure(self._admission.shown)))
             raise
         except Exception:
             self._failed = True
@@ -206,16 +167,17 @@ class _Metered:
         if message["type"] in BODY_MESSAGES and not message.get("more_body", False):
             self._complete = True
             await self._settle()
-        await self._live.renew_due()
+        await self._leases.renew_due()
         return message
 
     def _verdict_of(self, status: int) -> Verdict:
+        shown = self._admission.shown
         if is_failure(status) or self._context.refusal is not None:
-            return after_failure(self._verdict)
+            return after_failure(shown)
         if status >= 400:
-            return after_use(self._verdict, 0)
+            return after_use(shown, 0)
         usage = self._context.usage  # known by now, unless the answer is a stream
-        return self._verdict if usage is None else after_use(self._verdict, usage.total)
+        return shown if usage is None else after_use(shown, usage.total)
 
     async def _settle(self) -> None:
         if not self._settled:
@@ -223,20 +185,18 @@ class _Metered:
             outcome = self._outcome()
             if outcome.lacks_usage:
                 logger.info("request %s was answered without usage", self._context.request_id)
-            await self._live.settle(self._lease, charge_for(outcome))
+            await self._leases.settle(self._admission.leases, charge_for(outcome))
 
     def _outcome(self) -> Outcome:
         context = self._context
-        used = None if context.usage is None else context.usage.total
         return Outcome(
             status=self._status,
             refused=context.refusal is not None,
             failed=self._failed,
             complete=self._complete,
             client_left=self._client_left,
-            used=0 if _is_unmetered(context) else used,
+            used=_NOTHING if _is_unmetered(context) else context.usage,
             produced=context.produced,
-            prompt=0 if context.request is None else context.request.prompt_tokens,
             estimate=self._estimate,
             reported_failure=context.reported_failure,
         )
@@ -246,10 +206,10 @@ def _is_unmetered(context: MaaSContext) -> bool:
     return context.endpoint is not None and context.endpoint.kind == "unmetered"
 
 
-def _estimate(context: MaaSContext, tier: Tier) -> int:
+def _estimate(context: MaaSContext, tier: Tier) -> Estimate:
     if _is_unmetered(context):
-        return 0
+        return Estimate(0, 0)
     dialect = None if context.endpoint is None else context.endpoint.dialect
     if context.request is None or dialect is None:
-        return 1
+        return Estimate(0, 1)
     return estimated_tokens(context.request, dialect, tier)

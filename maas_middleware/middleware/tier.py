@@ -15,21 +15,22 @@ from .._asgi import (
     MAXIMUM_BODY_BYTES,
     ClientLeft,
     header_value,
-    in_time,
     read_json,
     reject,
-    required,
     route_path,
     with_body,
     with_route_path,
 )
 from .._forms import FormRequest, read_form, with_form
-from ..catalogue import Catalogue, Endpoint, Model
-from ..context import MaaSContext, ensure_context
+from .._leases import peek
+from ..admission import Admission, limit_exceeded
+from ..catalogue import Catalogue, Model
+from ..context import MaaSContext, ensure_context, required
 from ..dialects import Dialect
-from ..entitlement import check_endpoint, check_features, check_ownership, within_cap
+from ..endpoints import Endpoint
+from ..entitlement import check_endpoint, check_features, check_ownership, subjects_of, within_cap
 from ..errors import AccessDenied, InvalidRequest, MaaSError, ModelNotFound, NotFound
-from ..limiting import Ledger, Verdict, limit_exceeded, limit_headers
+from ..limiting import Ledger, limit_headers
 from ..tiers import Tier, TierResolver
 
 logger = logging.getLogger("maas_middleware")
@@ -46,7 +47,7 @@ class TierMiddleware:
 
     Args:
         catalogue: default: any model, and it is the inner app that says which there are.
-        unlisted: what happens to a path that is no endpoint: `refuse` (404), or `unmetered`: it passes, and
+        unlisted: what happens to a path that is no endpoint: `refuse` (404), or `pass`: it does, and
             costs nothing. Never let a route of a model server pass like that.
         ledger: where given, refusals tell the caller's rate limits in their headers too, and whoever is over one is
             refused before a large body is read.
@@ -61,7 +62,7 @@ class TierMiddleware:
         *,
         resolver: TierResolver,
         catalogue: Catalogue | None = None,
-        unlisted: Literal["refuse", "unmetered"] = "refuse",
+        unlisted: Literal["refuse", "pass"] = "refuse",
         ledger: Ledger | None = None,
         max_body_bytes: int = MAXIMUM_BODY_BYTES,
         body_timeout: float = BODY_SECONDS,
@@ -71,7 +72,7 @@ class TierMiddleware:
         self.app = app
         self._resolver = resolver
         self._catalogue = Catalogue() if catalogue is None else catalogue
-        self._passes_unlisted = unlisted == "unmetered"
+        self._passes_unlisted = unlisted == "pass"
         self._ledger = ledger
         self._max_body_bytes = max_body_bytes
         self._body_timeout = body_timeout
@@ -137,20 +138,20 @@ class TierMiddleware:
 
     async def _refuse_early(self, context: MaaSContext, endpoint: Endpoint, tier: Tier, scope: Scope) -> None:
         """Who is over a limit is told before a large body is read: reading costs time, and a refusal is free."""
-        verdict = await self._peek(context) if _may_be_large(scope) else None
-        binding = ("requests", "tokens") if endpoint.kind == "billable" else ("requests",)
-        if verdict is not None and verdict.refused_by in binding:
-            raise limit_exceeded(verdict, tier.name, self._jitter())
+        admission = await self._peek(context) if _may_be_large(scope) else None
+        refusal = None if admission is None else admission.refusal
+        if refusal is not None and (endpoint.kind == "billable" or refusal[1].refused_by != "tokens"):
+            raise limit_exceeded(*refusal, tier.name, self._jitter())
 
     async def _add_limits(self, context: MaaSContext, error: MaaSError) -> None:
-        if context.endpoint is not None and (verdict := await self._peek(context)) is not None:
-            error.headers = (*error.headers, *self._limit_headers(verdict))
+        if context.endpoint is not None and (admission := await self._peek(context)) is not None:
+            error.headers = (*error.headers, *self._limit_headers(admission.shown))
 
-    async def _peek(self, context: MaaSContext) -> Verdict | None:
+    async def _peek(self, context: MaaSContext) -> Admission | None:
         if self._ledger is None or context.identity is None or context.tier is None:
             return None
         try:
-            return await in_time(self._ledger.peek(context.tier.subject(context.identity)))
+            return await peek(self._ledger, subjects_of(context.tier, context.identity, context.model))
         except Exception:  # a ledger in trouble decides nothing here
             logger.exception("the ledger failed on request %s", context.request_id)
             return None

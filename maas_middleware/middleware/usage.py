@@ -19,13 +19,15 @@ from .._asgi import (
     with_headers,
     without_headers,
 )
-from ..catalogue import Catalogue, Endpoint
+from ..catalogue import Catalogue
 from ..context import MaaSContext, ensure_context
 from ..dialects import Dialect
+from ..endpoints import Endpoint
 from ..envelopes import reported_error
 from ..errors import MaaSError, MethodNotAllowed, NotFound, UpstreamError
 from ..events import EventScanner
 from ..renaming import Renaming
+from ..requests import JSONRequest
 from ..usage import JSONScanner, is_json, is_text, read_usage, usage_headers
 
 _MAXIMUM_HELD_BYTES = 4 << 20
@@ -36,9 +38,10 @@ class UsageMiddleware:
     """Reads the usage of every answer of an endpoint into `context.usage`.
 
     A stream is asked for its usage where the client did not ask, and what the client did not ask for is taken out
-    again: event by event it reads what an untouched call would have given. Answers that are no streams tell their
-    usage in `x-odhu-usage-*` headers; up to 4 MiB they are held back for that, larger ones pass without, and keep the
-    name by which their server knows the model. The inner app
+    again: event by event it reads what an untouched call would have given. A model that vLLM serves is asked for usage
+    in every event, so that a stream that is cut has one too. Answers that are no streams tell their usage in
+    `x-odhu-usage-*` headers; up to 4 MiB they are held back for that, larger ones pass without, and keep the name by
+    which their server knows the model. The inner app
     sees no `accept-encoding`, because compressed answers cannot be read.
 
     Raises:
@@ -57,17 +60,17 @@ class UsageMiddleware:
         if dialect is None:
             await self.app(scope, receive, send)
             return
-        strip = False
+        request = None
         if dialect.asks_for_usage:
             try:
-                scope, receive, strip = await self._ask(scope, receive)
+                request, scope, receive = await self._ask(scope, receive)
             except ClientLeft:
                 return
             except MaaSError as error:
                 await reject(scope, receive, send, error)
                 return
         scope = {**scope, "headers": without_headers(scope["headers"], b"accept-encoding")}
-        responder = _Responder(ensure_context(scope), dialect, send, strip=strip)
+        responder = _Responder(ensure_context(scope), dialect, send, request)
         await self.app(scope, receive, responder.send)
 
     def _dialect(self, scope: Scope) -> Dialect | None:
@@ -81,22 +84,26 @@ class UsageMiddleware:
         except (NotFound, MethodNotAllowed):
             return None
 
-    async def _ask(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive, bool]:
-        request = await read_json(scope, receive, self._max_body_bytes)
-        strip = request.stream and not request.include_usage
-        if strip:
-            request = request.asking_for_usage()
-        return *with_body(scope, receive, request.encoded), strip
+    async def _ask(self, scope: Scope, receive: Receive) -> tuple[JSONRequest, Scope, Receive]:
+        request = asking = await read_json(scope, receive, self._max_body_bytes)
+        running = _tells_running_usage(ensure_context(scope))
+        if request.stream and not (request.include_usage and (request.running_usage or not running)):
+            asking = request.asking_for_usage(running=running)
+        return request, *with_body(scope, receive, asking.encoded)
+
+
+def _tells_running_usage(context: MaaSContext) -> bool:
+    return context.model is not None and context.model.engine == "vllm"
 
 
 class _Responder:
     """One answer on its way out: an event stream, a JSON answer that is held back, or what is only passed on."""
 
-    def __init__(self, context: MaaSContext, dialect: Dialect, send: Send, *, strip: bool) -> None:
+    def __init__(self, context: MaaSContext, dialect: Dialect, send: Send, request: JSONRequest | None) -> None:
         self._context = context
         self._dialect = dialect
         self._send = send
-        self._strip = strip
+        self._request = request
         self._renaming = Renaming(context.model)
         self._rate = 0 if context.model is None else context.model.audio_tokens_per_second
         self._events: EventScanner | None = None
@@ -127,8 +134,13 @@ class _Responder:
             self._held = [message]
             return
         if readable and is_stream:
+            request = self._request
             self._events = EventScanner(
-                self._dialect, strip=self._strip, renaming=self._renaming, audio_tokens_per_second=self._rate
+                self._dialect,
+                strip=request is not None and not request.include_usage,
+                strip_running=request is not None and not request.running_usage and _tells_running_usage(self._context),
+                renaming=self._renaming,
+                audio_tokens_per_second=self._rate,
             )
             headers = without_headers(headers, *BODY_HEADERS)
         elif readable and (metadata := header_value(headers, b"metadata")):

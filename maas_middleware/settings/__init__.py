@@ -2,11 +2,12 @@
 
 from .loading import ConfigurationError, Problem
 from .models import ModelSettings
+from .openshift import OpenShiftSettings
+from .proxy import ProxySettings
 from .sections import (
-    OpenShiftSettings,
     Origin,
-    ProxySettings,
     Settings,
+    counters_of,
     inner_api_key_of,
     issuer_of,
     lifetimes_of,
@@ -15,7 +16,7 @@ from .sections import (
     tiers_of,
     validated,
 )
-from .tiers import LimitsSettings, TierSettings
+from .tiers import LimitsSettings, ModelLimitsSettings, TierSettings
 from .tokens import TokenSettings
 from .warnings import warnings_of
 from .watching import WatchedTiers
@@ -23,6 +24,7 @@ from .watching import WatchedTiers
 __all__ = [
     "ConfigurationError",
     "LimitsSettings",
+    "ModelLimitsSettings",
     "ModelSettings",
     "OpenShiftSettings",
     "Origin",
@@ -32,6 +34,7 @@ __all__ = [
     "TierSettings",
     "TokenSettings",
     "WatchedTiers",
+    "counters_of",
     "inner_api_key_of",
     "issuer_of",
     "lifetimes_of",

@@ -7,10 +7,12 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ..catalogue import RESERVED_SEGMENTS, Model
+from ..catalogue import Model
+from ..endpoints import RESERVED_SEGMENTS
 from .loading import read_secret
 from .notation import Name, NotNegative, Positive, Upstream
 from .reader import Reader
+from .tiers import ModelLimitsSettings
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
@@ -27,6 +29,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         api_key_file: holds the credential that its server wants.
         context_length: how many tokens prompt and output may have together; None where it is not known.
         audio_tokens_per_second: what a second of audio is charged where its server reports seconds instead of tokens.
+        engine: `vllm` is asked to tell its usage while a stream runs; others might refuse that.
+        limits: what all users together may ask of it, because its servers bear no more.
     """
 
     id: Name
@@ -39,6 +43,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     context_length: Positive | None = None
     audio_tokens_per_second: NotNegative = 10
+    engine: Literal["vllm"] | None = None
+    limits: ModelLimitsSettings = ModelLimitsSettings()
 
 
 def models_from(
@@ -107,4 +113,6 @@ def _model(reader: Reader, place: str, entry: ModelSettings) -> Model:
         api_key=api_key,
         context_length=entry.context_length,
         audio_tokens_per_second=entry.audio_tokens_per_second,
+        engine=entry.engine,
+        limits=entry.limits.limits(),
     )

@@ -111,9 +111,26 @@ def _limits(text: str) -> str:
 def _memory(url: str) -> str:
     if url == "memory://":
         return url
+    raise ValueError(f"{_named(url)} is not supported by this version; only memory:// is")
+
+
+def counters_url(url: str) -> str:
+    """Check where use is counted. What is refused is not quoted: it may hold a password."""
+    if url == "memory://":
+        return url
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"{_named(url)} is not supported; memory://, redis://HOST:PORT/DB and rediss:// are")
+    return url
+
+
+def _named(url: str) -> str:
     scheme, found, _ = url.partition("://")  # the rest may hold a password
-    named = f"{scheme}://..." if found and _SCHEME.fullmatch(scheme) else "this"
-    raise ValueError(f"{named} is not supported by this version; only memory:// is")
+    return f"{scheme}://..." if found and _SCHEME.fullmatch(scheme) else "this"
 
 
 def _file(path: str) -> str:
@@ -141,5 +158,6 @@ NotNegative = Annotated[int, _checked(_not_negative)]
 Peer = Annotated[str, _checked(_peer)]
 LimitText = Annotated[str, _checked(_limits)]
 MemoryUrl = Annotated[str, _checked(_memory)]
+CountersUrl = Annotated[str, _checked(counters_url)]
 File = Annotated[str, _checked(_file)]
 CAFile = Annotated[str, _checked(_authorities)]

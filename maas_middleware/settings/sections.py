@@ -17,56 +17,18 @@ from msgspec import Struct, field
 from ..catalogue import Model
 from ..tiers import Tier
 from ..tokens import LifetimePolicy
-from .loading import Given, Layer, existing, read_secret, unknown_variables
+from .counters import counters_from
+from .loading import Given, Layer, read_secret, unknown_variables
 from .models import ModelSettings, models_from
-from .notation import CAFile, File, MemoryUrl, Name, Peer, Positive, RoutePath, Seconds, Url
+from .notation import CountersUrl, MemoryUrl, Peer, Positive, RoutePath, Url
+from .openshift import OpenShiftSettings
+from .proxy import ProxySettings
 from .reader import Reader
 from .schema import leaves, schema_of
 from .tiers import LimitsSettings, Tiers, tiers_from
 from .tokens import TokenSettings, check_lifetimes, lifetimes
 
 logger = logging.getLogger("maas_middleware")
-_SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-
-
-class OpenShiftSettings(Struct, frozen=True, kw_only=True):
-    """The Kubernetes API that vouches for logins. In a cluster all of it may be left out.
-
-    Attributes:
-        api_url: where a pod finds the API, unless configured.
-        ca_file: the CA of the API; None is the system's trust store. Default: the pod's, where there is one.
-        token_file: the service's own credential. Default: the pod's, where there is one.
-        audiences: what tokens that are JWTs have to be made for.
-        timeout: seconds that an answer may take.
-        review: how logins are checked: by `tokenreview`, for which the service needs the right to review tokens, or
-            `users-self`, by asking with the login itself who it is; then nobody can see whether its scopes are narrow.
-        allow_service_accounts: whether ServiceAccounts may mint tokens: each of them is a quota of its own.
-    """
-
-    api_url: Url = "https://kubernetes.default.svc"
-    ca_file: CAFile | None = field(default_factory=lambda: existing(f"{_SERVICE_ACCOUNT}/ca.crt"))
-    token_file: File | None = field(default_factory=lambda: existing(f"{_SERVICE_ACCOUNT}/token"))
-    audiences: tuple[Name, ...] = ()
-    timeout: Seconds = 3.0
-    review: Literal["tokenreview", "users-self"] = "tokenreview"
-    allow_service_accounts: bool = False
-
-
-class ProxySettings(Struct, frozen=True, kw_only=True):
-    """How requests are read, mounted too, and how the gateway speaks to model servers.
-
-    Attributes:
-        connect_timeout, first_byte_timeout, idle_timeout: seconds to connect to a server, until its answer begins, and
-            between two pieces of it.
-        body_timeout: seconds that the body of a request may take to arrive.
-        max_body_bytes: the largest body of a request.
-    """
-
-    connect_timeout: Seconds = 5.0
-    first_byte_timeout: Seconds = 120.0
-    idle_timeout: Seconds = 60.0
-    body_timeout: Seconds = 60.0
-    max_body_bytes: Positive = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +53,12 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
         public_url: the absolute URL that users see; None stands for the request's own.
         scope: `all` refuses what the endpoint table does not list; `inference` guards the table's paths only.
         public_paths: what a host app serves to anyone.
-        counters, store: where use is counted, and where tokens are kept.
+        counters: where use is counted: `memory://`, or `redis://` or `rediss://` for all replicas together.
+        counters_file: holds the URL instead, as it may hold a password.
+        on_counters_failure: `local` counts in memory meanwhile, with limits divided by `replicas`; `closed` is 503.
+        replicas: how many of this service there are.
+        admission: `soft` admits whoever has a token left, `strict` whoever has as many as a request may use.
+        store: where tokens are kept.
         tiers: None without `tiers_file` stands for free, premium and enterprise.
         tiers_file: holds the list of tiers, or `tiers: [...]`.
         tier_limits: by the name of a tier, for tiers that carry no limits themselves.
@@ -106,7 +73,11 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
     public_paths: tuple[RoutePath, ...] = ("/health", "/healthz", "/ready", "/ping", "/version", "/metrics")
     openshift: OpenShiftSettings = field(default_factory=OpenShiftSettings)
     tokens: TokenSettings = TokenSettings()
-    counters: MemoryUrl = "memory://"
+    counters: CountersUrl = "memory://"
+    counters_file: str | None = None
+    on_counters_failure: Literal["local", "closed"] = "local"
+    replicas: Positive = 1
+    admission: Literal["soft", "strict"] = "soft"
     store: MemoryUrl = "memory://"
     tiers_file: str | None = None
     tier_limits: Mapping[str, LimitsSettings] = field(default_factory=dict)
@@ -170,6 +141,7 @@ def _finished(reader: Reader, layer: Layer) -> Settings:
     assert isinstance(settings, Settings)
     tiers = _tiers(reader, settings)
     models_from(reader, settings.models, None if tiers is None else {tier.name for tier in tiers})
+    counters_from(reader, settings.counters, settings.counters_file)
     _inner_api_key(reader, settings)
     check_lifetimes(reader, settings.tokens)
     if settings.openshift.audiences and settings.openshift.review == "users-self":
@@ -191,7 +163,8 @@ def validated(settings: Settings) -> Settings:
 
 
 def _tiers(reader: Reader, settings: Settings) -> tuple[Tier, ...] | None:
-    return tiers_from(reader, settings.tiers, settings.tiers_file, settings.tier_limits)
+    models = None if settings.models is None else {model.id for model in settings.models}
+    return tiers_from(reader, settings.tiers, settings.tiers_file, settings.tier_limits, models)
 
 
 def _inner_api_key(reader: Reader, settings: Settings) -> str | None:
@@ -234,6 +207,18 @@ def inner_api_key_of(settings: Settings) -> str | None:
     key = _inner_api_key(reader, settings)
     reader.finish()
     return key
+
+
+def counters_of(settings: Settings) -> str:
+    """The URL of the counters, which may hold a password; `counters_file` is read.
+
+    Raises:
+        ConfigurationError: that file cannot be read, or holds no such URL.
+    """
+    reader = Reader()
+    url = counters_from(reader, settings.counters, settings.counters_file)
+    reader.finish()
+    return url
 
 
 def issuer_of(settings: Settings) -> str:

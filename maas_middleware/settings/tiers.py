@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, field
 
-from ..limiting import parse_limits
+from ..limiting import Limits, parse_limits
 from ..tiers import Feature, Tier
 from .notation import LimitText, Name, Positive
 from .reader import Reader
@@ -21,11 +21,29 @@ class LimitsSettings(Struct, frozen=True, kw_only=True):
     tokens: LimitText | None = None
 
 
+class ModelLimitsSettings(Struct, frozen=True, kw_only=True):
+    """Limits on a model; unlimited where they are left out.
+
+    Attributes:
+        requests, tokens: such as `100/minute;5000/day`.
+        concurrency: how many requests may be in flight.
+    """
+
+    requests: LimitText = "unlimited"
+    tokens: LimitText = "unlimited"
+    concurrency: Positive | None = None
+
+    def limits(self) -> Limits:
+        return Limits(parse_limits(self.requests), parse_limits(self.tokens), self.concurrency)
+
+
 class TierSettings(Struct, frozen=True, kw_only=True):
     """A tier as the reference writes it, with what it may do.
 
     Attributes:
         limits: on requests and on tokens, per user.
+        model_limits: further limits per user on single models, by the id of the model.
+        concurrency: how many requests a user may have in flight; None is no cap.
         max_tokens_per_request: the most tokens that one request may have generated; None is no cap.
         features: what its requests may use: names, or `all`.
     """
@@ -36,6 +54,8 @@ class TierSettings(Struct, frozen=True, kw_only=True):
     level: int = 0
     groups: tuple[str, ...] = ()
     limits: LimitsSettings = LimitsSettings()
+    model_limits: Mapping[str, ModelLimitsSettings] = field(default_factory=dict)
+    concurrency: Positive | None = None
     max_tokens_per_request: Positive | None = None
     features: tuple[Feature, ...] | Literal["all"] = "all"
 
@@ -75,8 +95,12 @@ def tiers_from(
     tiers: Sequence[TierSettings] | None,
     tiers_file: str | None,
     tier_limits: Mapping[str, LimitsSettings],
+    models: Collection[str] | None,
 ) -> tuple[Tier, ...] | None:
-    """The tiers to be used, in the order of the configuration; None where they cannot be known."""
+    """The tiers to be used, in the order of the configuration; None where they cannot be known.
+
+    Models that are None are not known, and not checked.
+    """
     place, entries = entries_from(reader, tiers, tiers_file)
     if reader.has_refused(place) or reader.has_refused(reader.place("tiers_file")):
         return None
@@ -84,6 +108,10 @@ def tiers_from(
     for name in tier_limits:
         if name not in {entry.name for entry in entries}:
             reader.refuse(f"{reader.place('tier_limits')}.{name}", f"there is no tier {name}")
+    for index, entry in enumerate(entries):
+        for name in entry.model_limits:
+            if models is not None and name not in models:
+                reader.refuse(f"{place}[{index}].model_limits.{name}", f"there is no model {name}")
     return tuple(_tier(reader, f"{place}[{index}]", entry, tier_limits) for index, entry in enumerate(entries))
 
 
@@ -138,6 +166,8 @@ def _tier(reader: Reader, place: str, entry: TierSettings, tier_limits: Mapping[
         groups=entry.groups,
         requests=parse_limits(texts["requests"] or "unlimited"),
         tokens=parse_limits(texts["tokens"] or "unlimited"),
+        models={name: limits.limits() for name, limits in entry.model_limits.items()},
+        concurrency=entry.concurrency,
         max_tokens_per_request=entry.max_tokens_per_request,
         features=None if entry.features == "all" else frozenset(entry.features),
     )

@@ -13,14 +13,27 @@ from maas_middleware.testing.clock import FakeClock
 
 LEASE_SECONDS = 120
 PLENTY = 10**9
+LARGEST = 2**53
 
 
-def subject(requests: str = "unlimited", tokens: str = "unlimited", *, key: str = "openshift/alice") -> Subject:
-    return Subject(key, parse_limits(requests), parse_limits(tokens))
+def subject(
+    requests: str = "unlimited",
+    tokens: str = "unlimited",
+    *,
+    key: str = "openshift/alice",
+    concurrency: int | None = None,
+) -> Subject:
+    return Subject(key, parse_limits(requests), parse_limits(tokens), concurrency)
 
 
 async def admitted(ledger: Ledger, subject: Subject, lease_id: str, tokens: int = 1) -> Lease:
     verdict = await ledger.admit(subject, Demand(lease_id, tokens))
+    assert verdict.lease is not None
+    return verdict.lease
+
+
+async def admitted_strictly(ledger: Ledger, subject: Subject, lease_id: str, tokens: int) -> Lease:
+    verdict = await ledger.admit(subject, Demand(lease_id, tokens, strict=True))
     assert verdict.lease is not None
     return verdict.lease
 
@@ -219,6 +232,235 @@ class LedgerContract:
 
         assert await counted(ledger) == (1, 30)
 
+    # demands that have to fit
+
+    @pytest.mark.parametrize(
+        ("left", "passes"), [pytest.param(59, False, id="too-little"), pytest.param(60, True, id="just-enough")]
+    )
+    async def test_strict_demand_needs_all_of_its_tokens_to_be_left(
+        self, left: int, passes: bool, ledger: Ledger
+    ) -> None:
+        alice = subject("5/minute", "100/minute;1000/day")
+        await spend(ledger, alice, "first", 100 - left)
+
+        verdict = await ledger.admit(alice, Demand("strict", 60, strict=True))
+
+        assert (verdict.lease is not None, verdict.refused_by) == (passes, None if passes else "tokens")
+        assert await counted(ledger) == (1 + passes, 100 - left + 60 * passes)
+
+    async def test_strict_demand_waits_until_all_of_it_fits(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject(tokens="100/minute")
+        for number in range(3):
+            await spend(ledger, alice, f"{number}", 30)
+            clock.advance(10)
+        one, most = Demand("one", 60), Demand("most", 60, strict=True)
+
+        refused = await ledger.admit(alice, most)
+        assert (refused.lease, refused.refused_by, refused.retry_after_ms) == (None, "tokens", 41_000)
+        advance_ms(clock, 40_999)
+        early = await ledger.admit(alice, most)
+        advance_ms(clock, 1)
+        in_time = await ledger.admit(alice, most)
+
+        assert (early.lease, early.retry_after_ms, early.is_hopeless) == (None, 1, False)
+        assert in_time.lease is not None
+        assert in_time.lease.tokens == 60
+        assert (await ledger.admit(subject(tokens="100/minute", key="bob"), one)).lease is not None
+
+    async def test_strict_demand_waits_a_second_for_calls_in_flight(self, ledger: Ledger) -> None:
+        alice = subject(tokens="100/minute")
+        await admitted(ledger, alice, "in flight", 50)
+
+        verdict = await ledger.admit(alice, Demand("strict", 60, strict=True))
+
+        assert (verdict.refused_by, verdict.retry_after_ms, verdict.is_hopeless) == ("tokens", 1000, False)
+
+    async def test_strict_demand_of_no_tokens_needs_none_to_be_left(self, ledger: Ledger) -> None:
+        alice = subject(tokens="100/minute")
+        await spend(ledger, alice, "overrun", 150)
+
+        assert (await admitted_strictly(ledger, alice, "none", 0)).tokens == 0
+        assert (await admitted_strictly(ledger, alice, "less than none", -5)).tokens == 0
+
+    @pytest.mark.parametrize(
+        ("tokens", "wait_ms"),
+        [
+            pytest.param("100/minute;1000/day", 61_000, id="shorter-window"),
+            pytest.param("1000/minute;100/day", 87_840_000, id="longer-window"),
+            pytest.param("100/minute;100/day", 87_840_000, id="both"),
+        ],
+    )
+    async def test_demand_over_a_limit_is_hopeless_and_waits_until_that_is_full(
+        self, tokens: str, wait_ms: int, ledger: Ledger
+    ) -> None:
+        alice = subject("9/minute", tokens)
+        await spend(ledger, alice, "first", 1)
+
+        verdict = await ledger.admit(alice, Demand("too large", 101, strict=True))
+
+        assert (verdict.lease, verdict.refused_by, verdict.is_hopeless) == (None, "tokens", True)
+        assert verdict.retry_after_ms == wait_ms
+        assert await counted(ledger) == (1, 1)
+
+    async def test_hopeless_demand_waits_at_least_a_second(self, ledger: Ledger) -> None:
+        verdict = await ledger.admit(subject(tokens="100/minute"), Demand("too large", 101, strict=True))
+
+        assert (verdict.refused_by, verdict.retry_after_ms, verdict.is_hopeless) == ("tokens", 1000, True)
+
+    async def test_hopeless_is_told_before_all_that_time_can_help(self, ledger: Ledger) -> None:
+        alice = subject("1/day", "100/minute", concurrency=1)
+        await admitted(ledger, alice, "in flight", 1)
+
+        verdict = await ledger.admit(alice, Demand("too large", 101, strict=True))
+
+        assert (verdict.refused_by, verdict.retry_after_ms, verdict.is_hopeless) == ("tokens", 61_000, True)
+
+    async def test_demand_as_large_as_the_limit_is_not_hopeless(self, ledger: Ledger) -> None:
+        alice = subject(tokens="100/minute")
+        await spend(ledger, alice, "first", 1)
+
+        verdict = await ledger.admit(alice, Demand("large", 100, strict=True))
+
+        assert (verdict.refused_by, verdict.retry_after_ms, verdict.is_hopeless) == ("tokens", 61_000, False)
+
+    # concurrency
+
+    async def test_leases_pass_up_to_the_cap(self, ledger: Ledger) -> None:
+        alice = subject("9/minute", "1000/minute", concurrency=2)
+
+        verdicts = [await ledger.admit(alice, Demand(f"{number}", 10)) for number in range(3)]
+
+        assert [verdict.lease is not None for verdict in verdicts] == [True, True, False]
+        assert (verdicts[2].refused_by, verdicts[2].retry_after_ms, verdicts[2].refusing) == ("concurrency", 1000, None)
+        assert await counted(ledger) == (2, 20)
+
+    async def test_calls_at_once_never_hold_more_leases_than_the_cap(self, ledger: Ledger) -> None:
+        alice = subject(concurrency=7)
+        verdicts: list[Verdict] = []
+
+        async def call(number: int) -> None:
+            verdicts.append(await ledger.admit(alice, Demand(f"{number}", 0)))
+
+        async with anyio.create_task_group() as calls:
+            for number in range(50):
+                calls.start_soon(call, number)
+
+        assert sum(verdict.lease is not None for verdict in verdicts) == 7
+
+    @pytest.mark.parametrize("tokens", [pytest.param(0, id="needs-none"), pytest.param(10, id="needs-some")])
+    async def test_settled_lease_makes_room_for_the_next(self, tokens: int, ledger: Ledger) -> None:
+        alice = subject(concurrency=1)
+        first = await admitted(ledger, alice, "first", tokens)
+        crowded = await ledger.admit(alice, Demand("second", tokens))
+
+        await ledger.settle(first, Charge(tokens, request=False))
+
+        assert crowded.lease is None
+        assert (await ledger.admit(alice, Demand("second", tokens))).lease is not None
+
+    async def test_lapsed_lease_makes_room_for_the_next(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject(concurrency=1)
+        await admitted(ledger, alice, "crashed")
+
+        advance_ms(clock, LEASE_SECONDS * 1000 - 1)
+        before = await ledger.admit(alice, Demand("next", 1))
+        advance_ms(clock, 1)
+
+        assert before.lease is None
+        assert (await ledger.admit(alice, Demand("next", 1))).lease is not None
+
+    async def test_renewal_brings_a_lapsed_lease_back_over_the_cap(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject(concurrency=1)
+        stalled = await admitted(ledger, alice, "stalled")
+        clock.advance(LEASE_SECONDS)
+        second = await admitted(ledger, alice, "second")
+        await ledger.renew(stalled)
+
+        await ledger.settle(second, Charge(1))
+        crowded = await ledger.peek(alice)
+        await ledger.settle(stalled, Charge(1))
+
+        assert (crowded.refused_by, crowded.retry_after_ms) == ("concurrency", 1000)
+        assert (await ledger.peek(alice)).refused_by is None
+
+    async def test_same_lease_id_takes_one_place(self, ledger: Ledger) -> None:
+        alice = subject(concurrency=1)
+        lease = await admitted(ledger, alice, "one")
+
+        again = await ledger.admit(alice, Demand("one", 1))
+
+        assert (again.lease, again.refused_by) == (lease, None)
+
+    async def test_cap_that_came_later_counts_the_leases_before_it(self, ledger: Ledger) -> None:
+        await admitted(ledger, subject(), "uncapped 1")
+        await admitted(ledger, subject(), "uncapped 2")
+
+        refused = await ledger.admit(subject(concurrency=2), Demand("capped", 1))
+
+        assert refused.refused_by == "concurrency"
+        assert (await ledger.admit(subject(concurrency=3), Demand("capped", 1))).lease is not None
+
+    async def test_longest_wait_is_named_of_all_that_stands_in_the_way(self, ledger: Ledger) -> None:
+        by_requests = subject("1/minute", "10/minute", key="requests", concurrency=1)
+        by_tokens = subject("1/minute", "10/hour", key="tokens", concurrency=1)
+        by_leases = subject("9/minute", "10/minute", key="leases", concurrency=1)
+        for each in (by_requests, by_tokens, by_leases):
+            await spend(ledger, each, "settled", 10 if each is by_tokens else 0)
+            await ledger.renew(Lease("in flight", each, 0 if each is by_tokens else 10, 0))
+
+        verdicts = [await ledger.peek(each) for each in (by_requests, by_tokens, by_leases)]
+
+        assert [(verdict.refused_by, verdict.retry_after_ms) for verdict in verdicts] == [
+            ("requests", 61_000),
+            ("tokens", 3_660_000),
+            ("tokens", 1000),  # as long as the wait for leases
+        ]
+
+    async def test_equal_waits_name_requests_first(self, ledger: Ledger) -> None:
+        alice = subject("1/minute", "10/minute")
+        await spend(ledger, alice, "one", 10)
+
+        assert (await ledger.peek(alice)).refused_by == "requests"
+
+    # large numbers
+
+    async def test_tokens_are_counted_exactly_up_to_2_to_the_53(self, ledger: Ledger) -> None:
+        alice = Subject("openshift/alice", (Limit(LARGEST, 60),), (Limit(LARGEST, 60),))
+        await spend(ledger, alice, "settled", LARGEST - 10)
+
+        lease = await admitted(ledger, alice, "in flight", LARGEST)
+        full = await ledger.peek(alice)
+        await ledger.settle(lease, Charge(9))
+        last = await admitted(ledger, alice, "last", LARGEST)
+
+        assert (lease.tokens, last.tokens) == (10, 1)
+        assert (full.refused_by, full.retry_after_ms) == ("tokens", 61_000)
+        assert full.requests == Budget(Limit(LARGEST, 60), LARGEST - 2, 61_000, 61_000)
+        assert full.tokens == Budget(Limit(LARGEST, 60), 0, 61_000, 61_000)
+
+    async def test_numbers_of_any_size_are_taken(self, ledger: Ledger) -> None:
+        alice = Subject("openshift/alice", (), (Limit(10**30, 60), Limit(100, 3600)))
+        for number in range(3):
+            lease = await admitted(ledger, subject(), f"{number}", 10**30)
+            await ledger.settle(lease, Charge(10**30))
+            await ledger.settle(Lease(f"foreign {number}", alice, 10**30, -(10**30)), Charge(10**30, request=False))
+            await ledger.settle(Lease(f"negative {number}", alice, 0, 0), Charge(-(10**30)))
+
+        verdict = await ledger.peek(alice)
+
+        assert (verdict.refused_by, verdict.retry_after_ms) == ("tokens", 3_660_000)
+        assert await remaining(ledger, subject(tokens="100/hour")) == (None, 0)
+
+    @pytest.mark.parametrize("text", ["", " ", "{a}", "a:b/c", "ü", "\ud800", "\0", "x" * 10_000])
+    async def test_any_text_may_be_a_key_and_a_lease_id(self, text: str, ledger: Ledger) -> None:
+        lease = await admitted(ledger, subject("5/minute", "100/minute", key=text), text, 30)
+
+        await ledger.settle(lease, Charge(20))
+        await ledger.settle(lease, Charge(20))
+
+        assert lease.id == text
+        assert await counted(ledger, text) == (1, 20)
+
     # leases
 
     @pytest.mark.parametrize(
@@ -335,6 +577,19 @@ class LedgerContract:
         assert before == (0, 10)
         assert await counted(ledger, seconds=3600) == (0, 0)
 
+    async def test_renewal_never_changes_what_a_live_lease_holds(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject(tokens="100/hour")
+        stale = await admitted(ledger, alice, "one", 70)
+        clock.advance(LEASE_SECONDS)
+        fresh = await admitted(ledger, alice, "one", 20)
+
+        await ledger.renew(stale)
+        held = await counted(ledger, seconds=3600)
+        await ledger.settle(fresh, Charge(5))
+
+        assert held == (0, 20)
+        assert await counted(ledger, seconds=3600) == (0, 5)
+
     async def test_renewing_a_settled_lease_changes_nothing(self, ledger: Ledger) -> None:
         lease = await spend(ledger, subject("5/minute", "100/minute"), "done", 30)
 
@@ -371,9 +626,12 @@ class LedgerContract:
 
         assert (again.lease, again.refused_by, again.retry_after_ms) == (lease, None, 0)
 
-    async def test_same_lease_id_gets_the_same_lease_once_it_is_settled(self, ledger: Ledger) -> None:
+    async def test_same_lease_id_gets_the_same_lease_once_it_is_settled(self, ledger: Ledger, clock: FakeClock) -> None:
         alice = subject("5/minute", "100/minute")
-        lease = await spend(ledger, alice, "one", 30)
+        lease = await admitted(ledger, alice, "one", 50)
+        clock.advance(10)
+        await ledger.settle(lease, Charge(30))
+        clock.advance(10)
 
         again = await ledger.admit(alice, Demand("one", 30))
 
@@ -442,6 +700,27 @@ class LedgerContract:
 
         assert await counted(ledger) == (1, 30)
 
+    @pytest.mark.parametrize(
+        ("wait_ms", "tokens"),
+        [pytest.param(599_999, 30, id="marked"), pytest.param(600_000, 60, id="mark-has-expired")],
+    )
+    async def test_settled_lease_is_remembered_for_ten_minutes(
+        self, wait_ms: int, tokens: int, ledger: Ledger, clock: FakeClock
+    ) -> None:
+        alice = subject("5/hour", "100/hour")
+        lease = await admitted(ledger, alice, "one", 30)
+        await ledger.settle(lease, Charge(30))
+
+        advance_ms(clock, wait_ms)
+        await ledger.renew(lease)
+        held = await counted(ledger, seconds=3600)
+        again = await ledger.admit(alice, Demand("one", 1))
+        await ledger.settle(lease, Charge(30))
+
+        assert held == (1, tokens)
+        assert again.lease == lease
+        assert await counted(ledger, seconds=3600) == (1, tokens)
+
     async def test_settlements_at_once_charge_once(self, ledger: Ledger) -> None:
         lease = await admitted(ledger, subject("5/minute", "100/minute"), "one", 30)
 
@@ -498,6 +777,55 @@ class LedgerContract:
         assert before == (1, 0)
         assert await counted(ledger) == (0, 0)
 
+    @pytest.mark.parametrize("order", ["012", "021", "102", "120", "201", "210"])
+    @pytest.mark.parametrize("twice", [pytest.param(False, id="once-each"), pytest.param(True, id="twice-each")])
+    async def test_requests_are_given_back_in_any_order(
+        self, order: str, twice: bool, ledger: Ledger, clock: FakeClock
+    ) -> None:
+        alice = subject("9/minute;99/day")
+        leases = []
+        for number in range(4):  # in buckets of their own; the last stays counted
+            leases.append(await admitted(ledger, alice, f"{number}"))
+            if twice:
+                await admitted(ledger, alice, f"{number} stays")
+            clock.advance(5)
+
+        firsts = []
+        for each in order:
+            await ledger.settle(leases[int(each)], Charge(0, request=False))
+            verdict = await ledger.peek(alice)
+            assert verdict.requests is not None
+            firsts.append(verdict.requests.more_ms)
+        left = (await counted(ledger))[0]
+        await ledger.settle(leases[3], Charge(0, request=False))
+        verdict = await ledger.peek(alice)
+        assert verdict.requests is not None
+
+        oldest = [min(set(range(4)) - {int(each) for each in order[: at + 1]}) for at in range(3)]
+        assert firsts == [41_000 if twice else 41_000 + 5000 * number for number in oldest]
+        assert left == (5 if twice else 1)
+        assert verdict.requests.remaining == 9 - (4 if twice else 0)
+        assert verdict.requests.reset_ms == (56_000 if twice else 0)
+
+    async def test_what_is_left_after_giving_back_leaves_in_its_own_time(
+        self, ledger: Ledger, clock: FakeClock
+    ) -> None:
+        alice = subject("9/minute")
+        leases = []
+        for number in range(5):
+            leases.append(await admitted(ledger, alice, f"{number}"))
+            clock.advance(5)
+        for number in (1, 3, 4):  # between the others, beside the newest, and the newest
+            await ledger.settle(leases[number], Charge(0, request=False))
+        await admitted(ledger, alice, "newest", 0)
+
+        counts = []
+        for _ in range(4):
+            counts.append((await counted(ledger))[0])
+            clock.advance((await ledger.peek(alice)).requests.more_ms / 1000)  # type: ignore[union-attr]
+
+        assert counts == [3, 2, 1, 0]
+
     async def test_request_that_has_left_its_window_is_not_given_back(self, ledger: Ledger, clock: FakeClock) -> None:
         alice = subject("5/minute")
         failed = await admitted(ledger, alice, "failed")
@@ -507,6 +835,19 @@ class LedgerContract:
         await ledger.settle(failed, Charge(0, request=False))
 
         assert await counted(ledger) == (1, 0)
+
+    async def test_request_that_leaves_unnoticed_is_not_given_back(self, ledger: Ledger, clock: FakeClock) -> None:
+        alice = subject("9/minute")
+        leases = []
+        for number in range(3):
+            leases.append(await admitted(ledger, alice, f"{number}"))
+            clock.advance(10)
+        clock.advance(41)  # the first two are out of it
+
+        for lease in leases[:2]:
+            await ledger.settle(lease, Charge(0, request=False))
+
+        assert await counted(ledger) == (1, 1)
 
     async def test_giving_back_never_makes_a_counter_negative(self, ledger: Ledger, clock: FakeClock) -> None:
         alice = subject("5/minute", "100/minute")

@@ -28,6 +28,7 @@ TIERS = tuple(
         ("unlimited", "200/hour;90/minute"),
     )
 )
+CAPS = (None, None, 1, 3)
 WINDOWS = (7, 60, 3600)
 
 Kind = Literal["requests", "tokens"]
@@ -89,17 +90,32 @@ class Reference:
     def room(self, key: str, kind: Kind, limits: tuple[Limit, ...]) -> int | None:
         return min([self._left(key, kind, limit, self.now_ms) for limit in limits], default=None)
 
-    def verdict(self, subject: Subject, lease: Lease | None, needs_tokens: bool = True) -> Verdict:
+    def live(self, key: str) -> int:
+        return sum(lapse > self.now_ms for (owner, _), (_, lapse) in self.leases.items() if owner == key)
+
+    def is_crowded(self, subject: Subject) -> bool:
+        return subject.concurrency is not None and self.live(subject.key) + 1 > subject.concurrency
+
+    def verdict(self, subject: Subject, lease: Lease | None, needs: int = 1) -> Verdict:
         budgets = (
             self._budget(subject.key, "requests", subject.requests),
             self._budget(subject.key, "tokens", subject.tokens),
         )
-        requests_wait = self._wait_ms(subject.key, "requests", subject.requests)
-        tokens_wait = self._wait_ms(subject.key, "tokens", subject.tokens) if needs_tokens else 0
-        if lease is not None or not (requests_wait or tokens_wait):
+        if lease is not None:
             return Verdict(lease, *budgets)
-        kind: Kind = "tokens" if tokens_wait > requests_wait else "requests"
-        return Verdict(None, *budgets, kind, max(requests_wait, tokens_wait))
+        too_small = [limit for limit in subject.tokens if limit.amount < needs]
+        if too_small:
+            full_ms = max(self._reset_ms(subject.key, "tokens", limit.seconds) for limit in too_small)
+            return Verdict(None, *budgets, "tokens", max(1000, full_ms), is_hopeless=True)
+        requests_wait = self._wait_ms(subject.key, "requests", subject.requests, 1)
+        tokens_wait = self._wait_ms(subject.key, "tokens", subject.tokens, needs) if needs else 0
+        crowd_wait = 1000 if self.is_crowded(subject) else 0
+        wait_ms = max(requests_wait, tokens_wait, crowd_wait)
+        if not wait_ms:
+            return Verdict(None, *budgets)
+        if requests_wait == wait_ms:
+            return Verdict(None, *budgets, "requests", wait_ms)
+        return Verdict(None, *budgets, "tokens" if tokens_wait == wait_ms else "concurrency", wait_ms)
 
     def _of(self, key: str, kind: Kind, seconds: int) -> list[Use]:
         return [use for use in self.uses if (use.key, use.kind, use.seconds) == (key, kind, seconds)]
@@ -129,12 +145,12 @@ class Reference:
         in_flight_ms = 1000 if self.held(key, kind) else 0
         return min(leaving) - self.now_ms if leaving else in_flight_ms
 
-    def _wait_ms(self, key: str, kind: Kind, limits: tuple[Limit, ...]) -> int:
-        return max([self._passes_ms(key, kind, limit) - self.now_ms for limit in limits], default=0)
+    def _wait_ms(self, key: str, kind: Kind, limits: tuple[Limit, ...], needs: int) -> int:
+        return max([self._passes_ms(key, kind, limit, needs) - self.now_ms for limit in limits], default=0)
 
-    def _passes_ms(self, key: str, kind: Kind, limit: Limit) -> int:
+    def _passes_ms(self, key: str, kind: Kind, limit: Limit, needs: int) -> int:
         leaving = sorted(use.leaves_ms for use in self._of(key, kind, limit.seconds) if use.leaves_ms > self.now_ms)
-        passing = [at_ms for at_ms in (self.now_ms, *leaving) if self._left(key, kind, limit, at_ms) >= 1]
+        passing = [at_ms for at_ms in (self.now_ms, *leaving) if self._left(key, kind, limit, at_ms) >= needs]
         return min(passing, default=self.now_ms + 1000)
 
 
@@ -166,25 +182,30 @@ class LedgerMachine(RuleBasedStateMachine):
         target=leases,
         key=st.sampled_from(KEYS),
         tier=st.sampled_from(TIERS),
+        cap=st.sampled_from(CAPS),
         tokens=st.sampled_from([0, 1, 10, 30, 60, 250]),
+        strict=st.booleans(),
     )
     def admit(
-        self, key: str, tier: tuple[tuple[Limit, ...], tuple[Limit, ...]], tokens: int
+        self, key: str, tier: tuple[tuple[Limit, ...], tuple[Limit, ...]], cap: int | None, tokens: int, strict: bool
     ) -> Lease | MultipleResults[Lease]:
-        subject = Subject(key, *tier)
+        subject = Subject(key, *tier, cap)
+        demand = Demand(f"{self.admitted + 1}", tokens, strict)
         requests = self.reference.room(key, "requests", subject.requests)
         left = self.reference.room(key, "tokens", subject.tokens)
-        passes = (requests is None or requests >= 1) and (left is None or left >= 1 or tokens == 0)
+        needs = tokens if strict else min(1, tokens)
+        passes = (requests is None or requests >= 1) and (left is None or left >= needs or tokens == 0)
+        passes = passes and not self.reference.is_crowded(subject)
         self.admitted += 1
 
-        verdict = self.runner.run(self.ledger.admit(subject, Demand(f"{self.admitted}", tokens)))
+        verdict = self.runner.run(self.ledger.admit(subject, demand))
 
         assert (verdict.lease is not None) == passes
         if verdict.lease is None:
-            assert verdict == self.reference.verdict(subject, None, tokens > 0)
+            assert verdict == self.reference.verdict(subject, None, needs)
             return multiple()
         leased = tokens if left is None else max(0, min(tokens, left))
-        assert verdict.lease == Lease(f"{self.admitted}", subject, leased, self.reference.now_ms)
+        assert verdict.lease == Lease(demand.lease_id, subject, leased, self.reference.now_ms)
         self.reference.charge(key, "requests", subject.requests, 1)
         self.reference.hold(verdict.lease)
         assert verdict == self.reference.verdict(subject, verdict.lease)
@@ -257,8 +278,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def limits_stand_as_they_should(self) -> None:
         for key in KEYS:
-            for tier in TIERS:
-                subject = Subject(key, *tier)
+            for tier, cap in zip(TIERS, CAPS, strict=True):
+                subject = Subject(key, *tier, cap)
                 assert self.runner.run(self.ledger.peek(subject)) == self.reference.verdict(subject, None)
 
     def _admit_again(self, lease: Lease) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS, Model
+from maas_middleware.catalogue import Model
 from maas_middleware.context import MaaSContext, ensure_context, get_context
+from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.testing.converse import Conversation, converse
 from tests.parts import Answering
 

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS
 from maas_middleware.context import ensure_context, get_context
+from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.errors import MaaSError, RateLimitExceeded, UpstreamError, UpstreamTimeout
 from maas_middleware.middleware.errors import ErrorEnvelopeMiddleware
 from maas_middleware.testing.converse import converse, http_scope

@@ -18,9 +18,9 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas_middleware._asgi import reject
-from maas_middleware.catalogue import CHAT_COMPLETIONS, Endpoint
 from maas_middleware.context import ensure_context, get_context
 from maas_middleware.dialects import SPEECH
+from maas_middleware.endpoints import CHAT_COMPLETIONS, Endpoint
 from maas_middleware.errors import AccessDenied, StoreUnavailable, UpstreamError
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Lease, Ledger, Subject, Verdict, parse_limits
@@ -310,8 +310,9 @@ async def test_unmetered_endpoint_is_served_where_no_token_is_left(path: str) ->
     limited = answers[-1].json()["error"]
     assert limited.get("details", {}).get("limit") == "requests"
     context = get_context(app.scopes[-1])
-    assert context.lease is not None
-    assert context.lease.tokens == 0
+    assert context.verdict is not None
+    assert context.verdict.lease is not None
+    assert context.verdict.lease.tokens == 0
 
 
 async def test_client_that_leaves_an_unmetered_endpoint_pays_the_request() -> None:
@@ -340,8 +341,9 @@ async def test_request_holds_what_it_may_come_to(path: str, tier: Tier, body: di
     await converse(metered(app, memory(), tier=tier), "POST", path, headers=[AS_ALICE], json=body)
 
     context = get_context(app.scopes[0])
-    assert context.lease is not None
-    assert context.lease.tokens == held
+    assert context.verdict is not None
+    assert context.verdict.lease is not None
+    assert context.verdict.lease.tokens == held
 
 
 async def test_form_holds_and_costs_what_its_file_may_come_to() -> None:
@@ -1110,16 +1112,16 @@ async def test_another_tier_keeps_what_was_used() -> None:
     assert await used(ledger, FREE) == (2, 60)
 
 
-async def test_verdict_and_lease_are_in_the_context() -> None:
+async def test_verdict_and_its_lease_are_in_the_context() -> None:
     app = Answering(*json_answer(usage(30)))
 
     await chat(metered(app, memory(), tier=FREE, id_factory=lambda: "lease-1"))
 
     context = get_context(app.scopes[0])
-    assert context.lease is not None
     assert context.verdict is not None
-    assert context.verdict.lease is context.lease
-    assert (context.lease.id, context.lease.tokens, context.lease.subject) == ("lease-1", 100, FREE.subject(ALICE))
+    lease = context.verdict.lease
+    assert lease is not None
+    assert (lease.id, lease.tokens, lease.subject) == ("lease-1", 100, FREE.subject(ALICE))
 
 
 async def test_request_whose_body_nobody_read_is_charged_with_one_token() -> None:
@@ -1140,7 +1142,7 @@ async def test_what_is_no_endpoint_passes_unmetered() -> None:
     shells = RateLimitMiddleware(app, ledger=ledger)
 
     answer = await converse(
-        identified(TierMiddleware(shells, resolver=RESOLVER, unlisted="unmetered")),
+        identified(TierMiddleware(shells, resolver=RESOLVER, unlisted="pass")),
         "GET",
         "/metrics",
         headers=[AS_ALICE],
@@ -1175,7 +1177,7 @@ async def test_missing_shell_outside_is_named_and_nothing_passes_unmetered(
 class Between(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         response = await call_next(request)
-        response.headers["x-between"] = request.state.maas.lease.id
+        response.headers["x-between"] = request.state.maas.verdict.lease.id
         return response
 
 
@@ -1226,7 +1228,7 @@ async def test_lifespan_passes() -> None:
 )
 async def test_websocket_is_refused_because_it_cannot_be_counted(can_deny: bool, denial: list[str]) -> None:
     app = Answering()
-    shells = TierMiddleware(RateLimitMiddleware(app, ledger=memory()), resolver=RESOLVER, unlisted="unmetered")
+    shells = TierMiddleware(RateLimitMiddleware(app, ledger=memory()), resolver=RESOLVER, unlisted="pass")
 
     messages = await knock(identified(shells), "/live", headers=[AS_ALICE], can_deny=can_deny)
 

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS, ENDPOINTS, Catalogue, Endpoint, Model
+from maas_middleware.catalogue import Catalogue, Model
 from maas_middleware.context import get_context
+from maas_middleware.endpoints import CHAT_COMPLETIONS, ENDPOINTS, Endpoint
 from maas_middleware.errors import StoreUnavailable
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Subject, Verdict, parse_limits
@@ -174,7 +175,7 @@ CLOSED = {"administrative": (403, "access_denied"), "refused": (404, "not_found"
 @pytest.mark.parametrize(
     "endpoint", [endpoint for endpoint in ENDPOINTS if not endpoint.is_served], ids=lambda endpoint: endpoint.path
 )
-@pytest.mark.parametrize("unlisted", [pytest.param("refuse", id="refuse"), pytest.param("unmetered", id="unmetered")])
+@pytest.mark.parametrize("unlisted", [pytest.param("refuse", id="refuse"), pytest.param("pass", id="pass")])
 async def test_endpoint_that_is_not_served_is_refused_whatever_the_method_and_never_forwarded(
     endpoint: Endpoint, unlisted: str
 ) -> None:
@@ -241,7 +242,7 @@ async def test_what_is_no_endpoint_passes_as_it_is_where_that_is_wished() -> Non
     body = b'{"a": 1, "a": 2}'
 
     await converse(
-        tiered(app, unlisted="unmetered"),
+        tiered(app, unlisted="pass"),
         "PUT",
         "/other//path/",
         headers=[AS_ALICE, ("content-length", "16")],
@@ -258,7 +259,7 @@ async def test_what_is_no_endpoint_passes_as_it_is_where_that_is_wished() -> Non
     "method",
     [pytest.param("GET", id="get"), pytest.param("OPTIONS", id="options"), pytest.param("DELETE", id="delete")],
 )
-@pytest.mark.parametrize("unlisted", [pytest.param("refuse", id="refuse"), pytest.param("unmetered", id="unmetered")])
+@pytest.mark.parametrize("unlisted", [pytest.param("refuse", id="refuse"), pytest.param("pass", id="pass")])
 async def test_wrong_method_is_405_with_those_that_are_right(method: str, unlisted: str) -> None:
     app = inner()
 
@@ -735,7 +736,7 @@ async def test_websocket_passes_where_unlisted_paths_do() -> None:
         assert get_context(scope).tier == FREE
         await send({"type": "websocket.accept"})
 
-    messages = await knock(tiered(app, unlisted="unmetered"), "/live", headers=[AS_ALICE])
+    messages = await knock(tiered(app, unlisted="pass"), "/live", headers=[AS_ALICE])
 
     assert messages == [{"type": "websocket.accept"}]
 
@@ -752,7 +753,7 @@ async def test_websocket_passes_where_unlisted_paths_do() -> None:
 async def test_websocket_to_an_endpoint_is_refused_even_where_unlisted_paths_pass(path: str) -> None:
     app = inner()
 
-    messages = await knock(tiered(app, unlisted="unmetered"), path, headers=[AS_ALICE])
+    messages = await knock(tiered(app, unlisted="pass"), path, headers=[AS_ALICE])
 
     assert messages[0]["status"] == 404
     assert app.scopes == []

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS
+from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
 from maas_middleware.testing.converse import converse

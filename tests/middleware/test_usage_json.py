@@ -10,7 +10,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Message
 
-from maas_middleware.catalogue import CHAT_COMPLETIONS, Model
+from maas_middleware.catalogue import Model
+from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.errors import MaaSError, UpstreamError, UpstreamRefusal
 from maas_middleware.middleware.usage import UsageMiddleware
 from maas_middleware.usage import TokenUsage

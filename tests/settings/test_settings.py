@@ -390,12 +390,12 @@ def test_no_file_at_all_can_be_asked_for() -> None:
         ),
         pytest.param(
             "counters: rediss+sentinel://:hunter2@redis:6379/0",
-            "counters: rediss+sentinel://... is not supported by this version; only memory:// is",
+            "counters: rediss+sentinel://... is not supported; memory://, redis://HOST:PORT/DB and rediss:// are",
             id="other-counters",
         ),
         pytest.param(
             "counters: 'hunter2@redis://x'",
-            "counters: this is not supported by this version; only memory:// is",
+            "counters: this is not supported; memory://, redis://HOST:PORT/DB and rediss:// are",
             id="no-scheme-is-not-repeated",
         ),
         pytest.param(
@@ -584,7 +584,7 @@ def test_the_error_carries_its_problems_and_survives_pickling() -> None:
 
 def test_no_problem_repeats_a_secret(write: Write) -> None:
     secrets = {
-        "MAAS_COUNTERS": "redis://:hunter2@redis",
+        "MAAS_COUNTERS": "memcached://:hunter2@cache",
         "MAAS_STORE": "postgresql+asyncpg://maas:hunter2@db/maas",
         "MAAS_PUBLIC_URL": "https://maas:hunter2@x",
         "MAAS_OPENSHIFT_API_URL": "https://x?token=hunter2",
@@ -645,14 +645,14 @@ def test_settings_made_in_python_are_checked_and_completed() -> None:
 
 def test_bad_settings_made_in_python_are_refused_by_key() -> None:
     made = Settings(
-        counters="redis://x",
+        counters="etcd://x",
         openshift=OpenShiftSettings(timeout=0),
         models=[ModelSettings(id="m", tiers=("gold",))],
     )
 
     assert problems_of(lambda: validated(made)) == [
         "openshift.timeout: has to be positive and finite",
-        "counters: redis://... is not supported by this version; only memory:// is",
+        "counters: etcd://... is not supported; memory://, redis://HOST:PORT/DB and rediss:// are",
         "models[0].tiers: there is no tier gold",
     ]
 

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from maas_middleware.catalogue import ENDPOINTS
 from maas_middleware.dialects import CHAT, COMPLETIONS, IMAGES, MESSAGES, RESPONSES, SPEECH, TRANSCRIPTION, Dialect
+from maas_middleware.endpoints import ENDPOINTS
 from maas_middleware.usage import TokenUsage
 
 Event = tuple[dict[str, str], object]

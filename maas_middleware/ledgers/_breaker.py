@@ -1,0 +1,68 @@
+"""Whether something that failed should be asked again yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Breaker:
+    """Opens at the first failure, and closes when a probe succeeds. There is one probe at a time.
+
+    A call that was under way when it opened changes nothing any more, however it ends.
+
+    Args:
+        rest: seconds from the failure to the first probe; each probe that fails doubles them, up to `longest_rest`.
+        changed: called with the failure when it has opened, and with None when it has closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        rest: float,
+        longest_rest: float,
+        clock: Callable[[], float],
+        changed: Callable[[Exception | None], None],
+    ) -> None:
+        self.is_open = False
+        self._first_rest = rest
+        self._longest_rest = longest_rest
+        self._clock = clock
+        self._changed = changed
+        self._rest = rest
+        self._probes_at = 0.0
+        self._probing = False
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a call should not even be tried now."""
+        return self.is_open and (self._probing or self._clock() < self._probes_at)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Round a call that it does not refuse; an exception is a failure, a cancellation tells nothing."""
+        is_probe = self.is_open
+        self._probing |= is_probe
+        try:
+            yield
+        except Exception as error:
+            self._fail(error, is_probe)
+            raise
+        else:
+            if is_probe:
+                self.is_open = False
+                self._changed(None)
+        finally:
+            if is_probe:
+                self._probing = False
+
+    def _fail(self, error: Exception, was_probe: bool) -> None:
+        if was_probe:
+            self._rest = min(self._rest * 2, self._longest_rest)
+        elif not self.is_open:
+            self._rest = self._first_rest
+            self.is_open = True
+            self._changed(error)
+        else:
+            return
+        self._probes_at = self._clock() + self._rest

@@ -1,0 +1,154 @@
+"""The leases of a request that takes from several budgets, over the ledger in memory."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from maas_middleware._leases import RENEWAL_SECONDS, Leases, peek
+from maas_middleware.errors import StoreUnavailable
+from maas_middleware.ledgers.memory import MemoryLedger
+from maas_middleware.limiting import Charge, Demand, Lease, Ledger, Limit, Subject, Verdict
+from maas_middleware.testing.clock import FakeClock
+
+ALICE = Subject("openshift/alice", (Limit(5, 60),), (Limit(100, 60),))
+BOB = Subject("openshift/bob", (Limit(5, 60),), (Limit(100, 60),))
+MODEL = Subject("the model", (Limit(2, 60),), (Limit(1000, 60),), shared=True)
+
+
+class Troubled(MemoryLedger):
+    """A ledger that cannot be reached about some subjects, and lets others run first."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.unreachable: set[str] = set()
+        self.slow: set[str] = set()
+        self.renewed: list[tuple[str, str]] = []
+
+    async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
+        await self._reach(subject)
+        return await super().admit(subject, demand)
+
+    async def settle(self, lease: Lease, charge: Charge, /) -> None:
+        await self._reach(lease.subject)
+        await super().settle(lease, charge)
+
+    async def renew(self, lease: Lease, /) -> None:
+        self.renewed.append((lease.subject.key, lease.id))
+        await super().renew(lease)
+
+    async def _reach(self, subject: Subject) -> None:
+        if subject.key in self.slow:
+            await anyio.Event().wait()
+        await anyio.lowlevel.checkpoint()
+        if subject.key in self.unreachable:
+            raise StoreUnavailable
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(86_400.0 * 60)
+
+
+@pytest.fixture
+def ledger(clock: FakeClock) -> Troubled:
+    return Troubled(clock)
+
+
+@pytest.fixture
+def leases(ledger: Troubled, clock: FakeClock) -> Leases:
+    return Leases(ledger, clock, 0.2)
+
+
+async def left(ledger: Ledger, subject: Subject) -> tuple[int, int]:
+    verdict = await ledger.peek(subject)
+    assert verdict.requests is not None
+    assert verdict.tokens is not None
+    return verdict.requests.remaining, verdict.tokens.remaining
+
+
+async def test_every_budget_gives_and_gets_back_its_own(ledger: Troubled, leases: Leases) -> None:
+    admission = await leases.admit([ALICE, MODEL], Demand("one", 150))
+
+    assert [(lease.subject, lease.tokens) for lease in admission.leases] == [(ALICE, 100), (MODEL, 150)]
+    await leases.settle(admission.leases, Charge(30))
+    assert (await left(ledger, ALICE), await left(ledger, MODEL)) == ((4, 70), (1, 970))
+
+
+async def test_budgets_before_the_one_that_refuses_get_everything_back(ledger: Troubled, leases: Leases) -> None:
+    for lease_id in ("one", "two"):
+        await leases.admit([BOB, MODEL], Demand(lease_id, 10))
+
+    admission = await leases.admit([ALICE, MODEL], Demand("three", 10))
+
+    assert (admission.leases, admission.shown.lease) == ((), None)
+    assert admission.refusal is not None
+    assert (admission.refusal[0], admission.refusal[1].refused_by) == (MODEL, "requests")
+    assert admission.shown.requests is not None
+    assert admission.shown.requests.remaining == 5
+    assert (await left(ledger, ALICE), await left(ledger, MODEL)) == ((5, 100), (0, 980))
+
+
+async def test_budgets_behind_the_one_that_refuses_are_not_asked(ledger: Troubled, leases: Leases) -> None:
+    await leases.admit([ALICE], Demand("one", 100))
+    ledger.unreachable = {MODEL.key}
+
+    admission = await leases.admit([ALICE, MODEL], Demand("two", 10))
+
+    assert admission.refusal is not None
+    assert (admission.refusal[0], admission.refusal[1].refused_by) == (ALICE, "tokens")
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "slow"])
+async def test_budgets_before_one_that_fails_get_everything_back(
+    trouble: str, ledger: Troubled, leases: Leases
+) -> None:
+    setattr(ledger, trouble, {MODEL.key})
+
+    with pytest.raises(StoreUnavailable):
+        await leases.admit([ALICE, MODEL], Demand("one", 10))
+
+    assert await left(ledger, ALICE) == (5, 100)
+
+
+async def test_settlement_that_one_budget_refuses_reaches_the_others(
+    ledger: Troubled, leases: Leases, caplog: pytest.LogCaptureFixture
+) -> None:
+    admission = await leases.admit([ALICE, MODEL], Demand("one", 10))
+    ledger.unreachable = {ALICE.key}
+
+    await leases.settle(admission.leases, Charge(30))
+
+    assert await left(ledger, MODEL) == (1, 970)
+    assert [record.getMessage() for record in caplog.records] == ["the ledger failed"]
+
+
+async def test_leases_of_every_budget_are_renewed_when_due_and_no_more_once_settled(
+    ledger: Troubled, leases: Leases, clock: FakeClock
+) -> None:
+    first = await leases.admit([ALICE, MODEL], Demand("one", 10))
+    clock.advance(RENEWAL_SECONDS / 2)
+    await leases.admit([BOB], Demand("two", 10))
+
+    await leases.renew_due()
+    early = list(ledger.renewed)
+    clock.advance(RENEWAL_SECONDS / 2)
+    await leases.renew_due()
+    await leases.settle(first.leases, Charge(1))
+    clock.advance(RENEWAL_SECONDS)
+    await leases.renew_due()
+
+    assert early == []
+    assert ledger.renewed == [(ALICE.key, "one"), (MODEL.key, "one"), (BOB.key, "two")]
+
+
+async def test_question_asks_all_budgets_and_takes_nothing(ledger: Troubled, leases: Leases) -> None:
+    for lease_id in ("one", "two"):
+        await leases.admit([BOB, MODEL], Demand(lease_id, 10))
+
+    admission = await peek(ledger, [ALICE, MODEL])
+
+    assert (admission.leases, admission.shown.lease) == ((), None)
+    assert admission.refusal is not None
+    assert admission.refusal[0] is MODEL
+    assert await left(ledger, ALICE) == (5, 100)
