@@ -23,6 +23,7 @@ def ledger_of(settings: Settings) -> MemoryLedger | GuardedLedger:
     try:
         ledger = RedisLedger(url, timeout=_REDIS_SECONDS)
     except ValueError as error:
-        raise ConfigurationError([Problem("counters", str(error))]) from None
+        place = "counters" if settings.counters_file is None else "counters_file"
+        raise ConfigurationError([Problem(place, str(error))]) from None
     is_local = settings.on_counters_failure == "local"
     return GuardedLedger(ledger, fallback=MemoryLedger() if is_local else None, replicas=settings.replicas)

@@ -90,8 +90,8 @@ class Parts:
             allow_service_accounts=openshift.allow_service_accounts,
             review=openshift.review,
         )
-        counters = " and counters" if isinstance(self.ledger, MemoryLedger) else ""
-        logger.warning("tokens, revocations%s are kept by this process alone, and end with it", counters)
+        kept = "tokens, revocations and counters" if isinstance(self.ledger, MemoryLedger) else "tokens and revocations"
+        logger.warning("%s are kept by this process alone, and end with it", kept)
 
     def gateway(self) -> Service:
         _check_gateway(self.catalogue)

@@ -17,7 +17,7 @@ from .assembly import Parts
 from .endpoints import ENDPOINTS, Endpoint
 from .preset import gateway
 from .providers.keys import SigningKeys
-from .settings import ConfigurationError, Problem, Settings, load_settings, warnings_of
+from .settings import ConfigurationError, Problem, Settings, counters_of, load_settings, warnings_of
 from .tiers import Tier
 
 logger = logging.getLogger("maas_middleware")
@@ -106,7 +106,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         message = "several workers need one key: without it each would refuse the tokens of the others"
         raise ConfigurationError([Problem("tokens.signing_keys_file", message)])
     if options.workers > 1:
-        logger.warning("%d workers: each has limits and revocations of its own", options.workers)
+        own = "limits and revocations" if counters_of(settings) == "memory://" else "revocations"
+        logger.warning("%d workers: each has %s of its own", options.workers, own)
     if options.config is not None:
         os.environ["MAAS_CONFIG"] = options.config  # inherited by the workers
 

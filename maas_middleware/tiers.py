@@ -8,7 +8,7 @@ from typing import Literal, Protocol, get_args
 
 from .errors import NoTier
 from .identity import Identity
-from .limiting import Limit, Limits, Subject
+from .limiting import NO_LIMITS, Limit, Limits, Subject
 
 Feature = Literal[
     "streaming", "tools", "vision", "audio", "embeddings", "rerank", "pooling", "images", "messages", "responses"
@@ -56,7 +56,7 @@ class Tier:
         """The budget that a caller has on one model besides; None where there is none."""
         limits = self.models.get(model)
         # no key of an identity begins with a bracket
-        return None if limits is None else limits.subject(f"[{identity.key!r}, {model!r}]")
+        return None if limits in (None, NO_LIMITS) else limits.subject(f"[{identity.key!r}, {model!r}]")
 
 
 class TierResolver(Protocol):

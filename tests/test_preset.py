@@ -194,7 +194,7 @@ def test_refused_configuration_fails_the_startup() -> None:
     )
 
     assert ran.returncode == 3
-    assert "MAAS_COUNTERS: etcd://... is not supported" in ran.stderr
+    assert "MAAS_COUNTERS: etcd://... is not like" in ran.stderr
     assert "MAAS_TOKENS_MINIMUM_EXPIRATION: " in ran.stderr
     assert "secret" not in ran.stderr
     assert "Traceback" not in ran.stderr

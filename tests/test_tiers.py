@@ -6,7 +6,7 @@ import pytest
 
 from maas_middleware.errors import NoTier
 from maas_middleware.identity import Identity
-from maas_middleware.limiting import Limit, Subject
+from maas_middleware.limiting import Limit, Limits, Subject
 from maas_middleware.tiers import GroupTierResolver, Tier
 
 FREE = Tier("free", level=0, groups=("everyone", "trial"))
@@ -65,3 +65,25 @@ def test_a_budget_is_the_users_and_carries_the_limits_of_the_tier() -> None:
     assert GOLD.subject(somebody()) == Subject(
         "openshift/alice", requests=(Limit(5, 60),), tokens=(Limit(100, 60), Limit(5000, 86_400))
     )
+
+
+def test_a_budget_on_a_model_is_one_more_beside_the_users() -> None:
+    limits = Limits((Limit(2, 60),), (), concurrency=1)
+    tier = Tier("gold", models={"big": limits, "any": Limits()}, concurrency=4)
+
+    on_big = tier.subject_on("big", somebody())
+
+    assert on_big == Subject(on_big.key if on_big else "", (Limit(2, 60),), (), 1)
+    assert tier.subject(somebody()).concurrency == 4
+    assert (tier.subject_on("any", somebody()), tier.subject_on("small", somebody())) == (None, None)
+
+
+def test_budgets_on_models_are_never_confused() -> None:
+    limits = Limits((Limit(2, 60),))
+    tier = Tier("gold", models=dict.fromkeys(("a", "b", "a', 'b"), limits))
+    callers = [Identity("openshift", name) for name in ("alice", "bob", "alice', 'a")]
+
+    keys = [subject.key for caller in callers for model in tier.models if (subject := tier.subject_on(model, caller))]
+
+    assert len(set(keys)) == 9
+    assert not {caller.key for caller in callers} & set(keys)

@@ -169,7 +169,8 @@ class _Answer:
         with _failures_mapped(), anyio.fail_after(self._idle_timeout):
             while len(body) < MAXIMUM_ERROR_BYTES and (chunk := await anext(self._chunks, None)) is not None:
                 body += chunk
-        is_failure = status < 400 or (status >= 500 and status not in (503, 504, 529))
+        # the method was right, for we know the endpoint
+        is_failure = status < 400 or status == 405 or (status >= 500 and status not in (503, 504, 529))
         error = UpstreamError() if is_failure else inner_error(status, body)
         if error.status >= 500 or status == 404:  # the others are about the request
             logger.warning("the upstream of model %s answered %d", self._model.id, status)

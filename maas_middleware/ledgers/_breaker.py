@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The exception that began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class Breaker:
     """Opens at the first failure, and closes when a probe succeeds. There is one probe at a time.
 
-    A call that was under way when it opened changes nothing any more, however it ends.
+    A call that was under way when it opened changes nothing any more, however it ends. A call that took too long while
+    another one was answered is no failure: it is this process that is slow.
 
     Args:
         rest: seconds from the failure to the first probe; each probe that fails doubles them, up to `longest_rest`.
@@ -32,6 +41,7 @@ class Breaker:
         self._rest = rest
         self._probes_at = 0.0
         self._probing = False
+        self._answered_at = -math.inf
 
     @property
     def refuses(self) -> bool:
@@ -41,14 +51,17 @@ class Breaker:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Round a call that it does not refuse; an exception is a failure, a cancellation tells nothing."""
-        is_probe = self.is_open
+        is_probe, began_at = self.is_open, self._clock()
         self._probing |= is_probe
         try:
             yield
         except Exception as error:
-            self._fail(error, is_probe)
+            is_slow = isinstance(cause_of(error), TimeoutError) and self._answered_at > began_at
+            if is_probe or not is_slow:
+                self._fail(error, is_probe)
             raise
         else:
+            self._answered_at = self._clock()
             if is_probe:
                 self.is_open = False
                 self._changed(None)

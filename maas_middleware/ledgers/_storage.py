@@ -13,7 +13,7 @@ from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
-MAXIMUM_CONNECTIONS = 32
+MAXIMUM_CONNECTIONS = 8  # more only make more handshakes at once: calls take a fraction of a millisecond
 SCRIPTS = ("buckets.lua", "operations.lua")  # one script, in two files
 
 
@@ -90,8 +90,7 @@ def open_storage(url: str, *, key_prefix: str, timeout: float) -> LedgerStorage:
             protocol=2,
             client_name="maas-middleware",
             max_connections=MAXIMUM_CONNECTIONS,
-            timeout=timeout,
-            socket_connect_timeout=timeout,
+            socket_connect_timeout=timeout,  # it is how long closing may take, too
         )
     except ConfigurationError:
         raise ValueError("redis is missing or too old: pip install 'maas-middleware[redis]'") from None

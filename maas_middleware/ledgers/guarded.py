@@ -13,7 +13,7 @@ import anyio
 
 from ..errors import StoreUnavailable
 from ..limiting import Charge, Demand, Lease, Ledger, Subject, Verdict
-from ._breaker import Breaker
+from ._breaker import Breaker, cause_of
 from ._fallback import ClosedLedger, LocalLease, LocalLedger
 from ._replays import Replays, Settlement
 
@@ -48,7 +48,8 @@ class GuardedLedger:
         fallback: counts while the store is away, with limits divided by `replicas`; None refuses requests.
         replicas: how many processes count on fallbacks of their own.
         budget: seconds that a call may take, replays included. A call to the store that takes longer is cancelled;
-            so a ledger must not shield itself from that.
+            so a ledger must not shield itself from that. Where the store answered another call meanwhile, it is this
+            process that is slow: the call is tried once more, with a budget of its own.
         probe_after: seconds from a failure to the first probe; twice as long after each probe that failed, up to five.
         maximum_replays: settlements that wait at most; of more, the oldest is lost.
         clock: seconds, never going back.
@@ -207,11 +208,15 @@ class GuardedLedger:
     async def _ask(self, operation: Callable[[], Awaitable[T]], deadline: float) -> T:
         if self._breaker.refuses:
             raise StoreUnavailable
-        try:
-            with self._breaker.watching():
-                return await _within(operation, deadline)
-        except Exception:
-            raise StoreUnavailable from None
+        for _ in range(2):
+            try:
+                with self._breaker.watching():
+                    return await _within(operation, deadline)
+            except Exception:
+                if self._breaker.is_open:
+                    break
+                deadline = self._deadline()  # the store answers others: once more
+        raise StoreUnavailable from None
 
     def _changed(self, error: Exception | None) -> None:
         if error is None:
@@ -219,7 +224,8 @@ class GuardedLedger:
         else:
             is_expected = isinstance(error, StoreUnavailable | TimeoutError)
             trace = None if is_expected else error
-            logger.warning("the counter store fails (%s): %s", _reason(error), self._policy, exc_info=trace)
+            reason = type(cause_of(error)).__name__
+            logger.warning("the counter store fails (%s): %s", reason, self._policy, exc_info=trace)
         if self._on_change is not None:
             self._on_change(self.degraded)
 
@@ -228,9 +234,3 @@ async def _within(operation: Callable[[], Awaitable[T]], deadline: float) -> T:
     with anyio.CancelScope(deadline=deadline):
         return await operation()
     raise TimeoutError
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return type(error).__name__

@@ -29,7 +29,7 @@ from ..context import MaaSContext, ensure_context, required
 from ..dialects import Dialect
 from ..endpoints import Endpoint
 from ..entitlement import check_endpoint, check_features, check_ownership, subjects_of, within_cap
-from ..errors import AccessDenied, InvalidRequest, MaaSError, ModelNotFound, NotFound
+from ..errors import AccessDenied, InvalidRequest, MaaSError, ModelNotFound, NotFound, StoreUnavailable
 from ..limiting import Ledger, limit_headers
 from ..tiers import Tier, TierResolver
 
@@ -152,6 +152,8 @@ class TierMiddleware:
             return None
         try:
             return await peek(self._ledger, subjects_of(context.tier, context.identity, context.model))
+        except StoreUnavailable:  # who knows of it logs it
+            return None
         except Exception:  # a ledger in trouble decides nothing here
             logger.exception("the ledger failed on request %s", context.request_id)
             return None

@@ -121,10 +121,11 @@ def counters_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        known = known and re.fullmatch(r"(/\d*)?", parts.path) is not None
     except ValueError:
         known = False
     if not known or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"{_named(url)} is not supported; memory://, redis://HOST:PORT/DB and rediss:// are")
+        raise ValueError(f"{_named(url)} is not like memory://, redis://HOST:PORT/DATABASE or rediss://...")
     return url
 
 

@@ -56,7 +56,7 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
         counters: where use is counted: `memory://`, or `redis://` or `rediss://` for all replicas together.
         counters_file: holds the URL instead, as it may hold a password.
         on_counters_failure: `local` counts in memory meanwhile, with limits divided by `replicas`; `closed` is 503.
-        replicas: how many of this service there are.
+        replicas: how many processes of this service there are, workers included.
         admission: `soft` admits whoever has a token left, `strict` whoever has as many as a request may use.
         store: where tokens are kept.
         tiers: None without `tiers_file` stands for free, premium and enterprise.
@@ -164,6 +164,7 @@ def validated(settings: Settings) -> Settings:
 
 def _tiers(reader: Reader, settings: Settings) -> tuple[Tier, ...] | None:
     models = None if settings.models is None else {model.id for model in settings.models}
+    models = None if models is None or "" in models else models  # what was refused has no id
     return tiers_from(reader, settings.tiers, settings.tiers_file, settings.tier_limits, models)
 
 

@@ -75,7 +75,7 @@ class _Completion:
             **self._head,
             "object": "chat.completion" if self._is_chat else "text_completion",
             "choices": [{"index": index, **content, **ending} for index in range(self._choices)],
-            "usage": self._usage(len(self._reply.tokens)),
+            "usage": self._usage(len(self._reply.tokens) * self._choices),
         }
 
     def _events(self) -> Iterator[tuple[int, bytes]]:
@@ -92,14 +92,14 @@ class _Completion:
         yield from self._step(count, count, {**self._content(""), "stop_reason": None}, self._finish_reason)
         options = self._asked.stream_options
         if options is not None and options.include_usage:
-            yield count, {**self._chunk_head(), "choices": [], "usage": self._usage(count)}
+            yield count, {**self._chunk_head(), "choices": [], "usage": self._usage(count * self._choices)}
 
     def _step(
         self, position: int, produced: int, content: dict[str, Any], finish_reason: str | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         options = self._asked.stream_options
         continuous = options is not None and options.include_usage and options.continuous_usage_stats
-        usage = {"usage": self._usage(produced)} if continuous else {}
+        usage = {"usage": self._usage(produced)} if continuous else {}  # of one choice, as vLLM tells it
         for index in range(self._choices):
             choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
             yield position, {**self._chunk_head(), "choices": [choice], **usage}
@@ -111,6 +111,5 @@ class _Completion:
         return {"delta": {"content": token}} if self._is_chat else {"text": token}
 
     def _usage(self, produced: int) -> dict[str, Any]:
-        completion = produced * self._choices
-        total = self._prompt_tokens + completion
-        return {"prompt_tokens": self._prompt_tokens, "total_tokens": total, "completion_tokens": completion}
+        total = self._prompt_tokens + produced
+        return {"prompt_tokens": self._prompt_tokens, "total_tokens": total, "completion_tokens": produced}

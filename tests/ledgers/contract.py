@@ -232,6 +232,12 @@ class LedgerContract:
 
         assert await counted(ledger) == (1, 30)
 
+    async def test_demand_of_less_than_no_tokens_is_one_of_none(self, ledger: Ledger) -> None:
+        limited, unlimited = subject("5/minute", "100/minute"), subject(key="bob")
+
+        assert (await admitted(ledger, limited, "one", -5)).tokens == 0
+        assert (await admitted(ledger, unlimited, "one", -5)).tokens == 0
+
     # demands that have to fit
 
     @pytest.mark.parametrize(
@@ -333,6 +339,12 @@ class LedgerContract:
         assert [verdict.lease is not None for verdict in verdicts] == [True, True, False]
         assert (verdicts[2].refused_by, verdicts[2].retry_after_ms, verdicts[2].refusing) == ("concurrency", 1000, None)
         assert await counted(ledger) == (2, 20)
+
+    @pytest.mark.parametrize("cap", [0, -1])
+    async def test_cap_of_no_leases_lets_nothing_pass(self, cap: int, ledger: Ledger) -> None:
+        verdict = await ledger.admit(subject(concurrency=cap), Demand("one", 1))
+
+        assert (verdict.lease, verdict.refused_by, verdict.retry_after_ms) == (None, "concurrency", 1000)
 
     async def test_calls_at_once_never_hold_more_leases_than_the_cap(self, ledger: Ledger) -> None:
         alice = subject(concurrency=7)

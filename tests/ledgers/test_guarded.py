@@ -1194,3 +1194,63 @@ async def test_redis_that_freezes_and_comes_back_with_its_scripts_forgotten(
     assert (degraded, ledger.degraded, ledger.waiting) == (True, False, 0)
     assert (await counted(ledger))[1] == 30
     await ledger.aclose()
+
+
+# a process that is slow
+
+
+def answering_others(
+    store: Store, ledger: GuardedLedger, clock: FakeClock, times: int
+) -> Callable[[], Awaitable[None]]:
+    """What a call waits for in vain so many times, while the store answers others."""
+
+    async def wait() -> None:
+        nonlocal times
+        times -= 1
+        store.stalls = None
+        clock.advance(0.01)
+        await ledger.peek(ALICE)
+        clock.advance(0.01)
+        store.stalls = "before" if times else None
+        await no_answer()
+
+    return wait
+
+
+async def test_call_that_takes_too_long_while_others_are_answered_is_tried_once_more(
+    store: Store, ledger: GuardedLedger, clock: FakeClock
+) -> None:
+    store.stalls, store.stalled = "before", answering_others(store, ledger, clock, 1)
+
+    lease = await admitted(ledger, ALICE, "one", 10)
+
+    assert (ledger.degraded, lease.tokens) == (False, 10)
+    assert store.calls == ["admit", "peek", "admit"]
+    assert await counted(store.counters) == (1, 10)
+
+
+async def test_call_that_takes_too_long_twice_is_left_to_the_fallback_and_opens_nothing(
+    store: Store, ledger: GuardedLedger, fallback: MemoryLedger, clock: FakeClock
+) -> None:
+    store.stalls, store.stalled = "before", answering_others(store, ledger, clock, 2)
+
+    await admitted(ledger, ALICE, "one", 10)
+
+    assert (ledger.degraded, store.calls) == (False, ["admit", "peek", "admit", "peek"])
+    assert (await counted(store.counters), await counted(fallback)) == ((0, 0), (1, 10))
+
+
+async def test_failure_that_is_no_time_out_opens_whatever_else_is_answered(
+    store: Store, ledger: GuardedLedger, clock: FakeClock
+) -> None:
+    async def answer_another_and_fail() -> None:
+        store.stalls = None
+        clock.advance(0.01)
+        await ledger.peek(ALICE)
+        raise StoreUnavailable
+
+    store.stalls, store.stalled = "before", answer_another_and_fail
+
+    await admitted(ledger, ALICE, "one", 10)
+
+    assert (ledger.degraded, store.calls) == (True, ["admit", "peek"])

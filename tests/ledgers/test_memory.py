@@ -7,32 +7,18 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 
 import pytest
-from hypothesis import settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Ledger, Subject, parse_limits
 from maas_middleware.testing.clock import FakeClock
 
 from .contract import LedgerContract, admitted, advance_ms, counted, remaining, spend, subject
-from .law import LedgerMachine
 
 
 class TestMemoryLedger(LedgerContract):
     @pytest.fixture
     def ledger(self, clock: FakeClock) -> Ledger:
         return MemoryLedger(clock=clock)
-
-
-class MemoryLedgerMachine(LedgerMachine):
-    def make_ledger(self, clock: FakeClock) -> Ledger:
-        return MemoryLedger(clock=clock)
-
-
-def test_law_holds_for_any_schedule() -> None:
-    schedules = settings(derandomize=True, database=None, deadline=None, max_examples=30, stateful_step_count=40)
-
-    run_state_machine_as_test(MemoryLedgerMachine, settings=schedules)
 
 
 class Text(str):

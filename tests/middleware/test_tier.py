@@ -655,13 +655,15 @@ async def test_refusal_of_what_is_not_limited_tells_no_limits(
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    ("trouble", "logged"),
     [
-        pytest.param(StoreUnavailable(), id="that-it-tells"),
-        pytest.param(ConnectionError("at 10.0.0.1"), id="that-it-does-not"),
+        pytest.param(StoreUnavailable(), [], id="that-it-tells"),
+        pytest.param(ConnectionError("at 10.0.0.1"), ["the ledger failed on request None"], id="that-it-does-not"),
     ],
 )
-async def test_ledger_in_trouble_changes_nothing_about_a_refusal(trouble: Exception) -> None:
+async def test_ledger_in_trouble_changes_nothing_about_a_refusal(
+    trouble: Exception, logged: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     class Down(MemoryLedger):
         async def peek(self, subject: Subject, /) -> Verdict:
             raise trouble
@@ -671,6 +673,7 @@ async def test_ledger_in_trouble_changes_nothing_about_a_refusal(trouble: Except
     )
 
     assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert sorted({*caplog.messages}) == logged
 
 
 async def test_refusal_without_a_ledger_tells_no_limits(caplog: pytest.LogCaptureFixture) -> None:

@@ -390,12 +390,12 @@ def test_no_file_at_all_can_be_asked_for() -> None:
         ),
         pytest.param(
             "counters: rediss+sentinel://:hunter2@redis:6379/0",
-            "counters: rediss+sentinel://... is not supported; memory://, redis://HOST:PORT/DB and rediss:// are",
+            "counters: rediss+sentinel://... is not like memory://, redis://HOST:PORT/DATABASE or rediss://...",
             id="other-counters",
         ),
         pytest.param(
             "counters: 'hunter2@redis://x'",
-            "counters: this is not supported; memory://, redis://HOST:PORT/DB and rediss:// are",
+            "counters: this is not like memory://, redis://HOST:PORT/DATABASE or rediss://...",
             id="no-scheme-is-not-repeated",
         ),
         pytest.param(
@@ -652,7 +652,7 @@ def test_bad_settings_made_in_python_are_refused_by_key() -> None:
 
     assert problems_of(lambda: validated(made)) == [
         "openshift.timeout: has to be positive and finite",
-        "counters: etcd://... is not supported; memory://, redis://HOST:PORT/DB and rediss:// are",
+        "counters: etcd://... is not like memory://, redis://HOST:PORT/DATABASE or rediss://...",
         "models[0].tiers: there is no tier gold",
     ]
 

@@ -236,6 +236,14 @@ async def test_running_usage_is_on_every_chunk() -> None:
     assert events[-1]["choices"] == []
 
 
+async def test_running_usage_of_several_choices_is_that_of_each_and_at_last_that_of_all() -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+
+    events = await events_of({**HELLO, "n": 2, "max_tokens": 2, "stream_options": options})
+
+    assert [event["usage"] for event in events] == [usage(4, count) for count in (0, 0, 1, 1, 2, 2, 2, 2, 4)]
+
+
 @pytest.mark.parametrize(
     "options",
     [
