@@ -23,7 +23,7 @@ from .dispatch import Dispatch, Host
 from .endpoints import MODELS
 from .errors import NotFound
 from .identity import FirstOf
-from .ledgers.memory import MemoryLedger
+from .ledgers.guarded import GuardedLedger
 from .middleware import stack
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.forwarded import ForwardedMiddleware
@@ -90,7 +90,9 @@ class Parts:
             allow_service_accounts=openshift.allow_service_accounts,
             review=openshift.review,
         )
-        kept = "tokens, revocations and counters" if isinstance(self.ledger, MemoryLedger) else "tokens and revocations"
+        kept = (
+            "tokens and revocations" if isinstance(self.ledger, GuardedLedger) else "tokens, revocations and counters"
+        )
         logger.warning("%s are kept by this process alone, and end with it", kept)
 
     def gateway(self) -> Service:
@@ -119,7 +121,7 @@ class Parts:
         return Service(dispatch, app, self._closing())
 
     def _closing(self) -> list[Callable[[], Awaitable[None]]]:
-        counters = [] if isinstance(self.ledger, MemoryLedger) else [self.ledger.aclose]
+        counters = [self.ledger.aclose] if isinstance(self.ledger, GuardedLedger) else []
         return [self.logins.aclose, *counters]
 
     def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> ASGIApp:
@@ -188,7 +190,7 @@ class Parts:
     def _degraded(self) -> list[str]:
         troubles = {
             "tiers": self.tiers.problem is not None,
-            "counters": not isinstance(self.ledger, MemoryLedger) and self.ledger.degraded,
+            "counters": isinstance(self.ledger, GuardedLedger) and self.ledger.degraded,
         }
         return [name for name, is_so in troubles.items() if is_so]
 

@@ -123,7 +123,7 @@ def test_stream_is_read_the_same_wherever_it_is_cut(
         whole = scan([stream], dialect, strip=strip)
         assert whole == expected(recording, whole.output if strip else recording.given(stream))
         assert scan(one_by_one(stream), dialect, strip=strip) == whole
-        for cut in range(len(stream) + 1):
+        for cut in range(0, len(stream) + 1, 1 if stream == recording.asked else 4):
             assert scan([stream[:cut], stream[cut:]], dialect, strip=strip) == whole, cut
 
 
@@ -179,7 +179,7 @@ def test_model_is_called_by_its_id_in_every_event_wherever_the_stream_is_cut(rec
     assert whole == expected(recording, whole.output)
     assert events(whole.output) == events(recording.given(renamed))
     assert scan(one_by_one(stream), recording.dialect, renaming=RENAMING) == whole
-    for cut in range(len(stream) + 1):
+    for cut in range(0, len(stream) + 1, 5):
         assert scan([stream[:cut], stream[cut:]], recording.dialect, renaming=RENAMING) == whole, cut
 
 
@@ -594,6 +594,33 @@ def test_usage_of_an_oversized_event_is_read_wherever_it_is_cut(size: int) -> No
 
 def test_seconds_in_an_oversized_event_are_converted() -> None:
     assert scan([picture(b'{"type":"duration","seconds":2.5}')], TRANSCRIPTION).usage == TokenUsage(25, 0, 25)
+
+
+LARGE_ERRORS = [
+    pytest.param(b'data: {"error":{"message":"%s"}}', id="error"),
+    pytest.param(b': ping\nid: 7\ndata: { "object": "error", "message": "%s"}', id="behind-other-lines"),
+    pytest.param(b'data:{"type":"error","message":"%s"}', id="type"),
+    pytest.param(b'event: error\ndata: "%s"', id="event"),
+]
+
+
+@pytest.mark.parametrize("cut", [MAXIMUM_EVENT_BYTES, None])
+@pytest.mark.parametrize("event", LARGE_ERRORS)
+def test_oversized_error_is_reported_in_our_words(event: bytes, cut: int | None) -> None:
+    stream = event % (b"x" * (MAXIMUM_EVENT_BYTES + 9)) + b"\n\ndata: [DONE]\n\n"
+    scanner = EventScanner(CHAT)
+
+    passed = b"".join(map(scanner.feed, (stream[:cut], stream[len(stream[:cut]) :]))) + scanner.flush()
+
+    assert (passed, scanner.failed) == (b"", True)
+    assert isinstance(scanner.error, UpstreamError)
+
+
+def test_oversized_event_of_a_dialect_without_streams_is_no_error() -> None:
+    event = b'data: {"error":{"message":"%s"}}\n\n' % (b"x" * MAXIMUM_EVENT_BYTES)
+    scanner = EventScanner(EMBEDDINGS)
+
+    assert (scanner.feed(event), scanner.error) == (event, None)
 
 
 @pytest.mark.parametrize("cut", [100, MAXIMUM_EVENT_BYTES + 5])

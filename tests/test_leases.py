@@ -35,6 +35,7 @@ class Troubled(MemoryLedger):
 
     async def renew(self, lease: Lease, /) -> None:
         self.renewed.append((lease.subject.key, lease.id))
+        await self._reach(lease.subject)
         await super().renew(lease)
 
     async def _reach(self, subject: Subject) -> None:
@@ -140,6 +141,37 @@ async def test_leases_of_every_budget_are_renewed_when_due_and_no_more_once_sett
 
     assert early == []
     assert ledger.renewed == [(ALICE.key, "one"), (MODEL.key, "one"), (BOB.key, "two")]
+
+
+async def test_only_a_few_leases_are_renewed_at_the_cost_of_one_request(
+    ledger: Troubled, leases: Leases, clock: FakeClock
+) -> None:
+    for number in range(10):
+        await leases.admit([Subject(f"user {number}")], Demand("one", 1))
+    clock.advance(RENEWAL_SECONDS)
+
+    await leases.renew_due()
+    first = len(ledger.renewed)
+    await leases.renew_due()
+    await leases.renew_due()
+
+    assert (first, len(ledger.renewed)) == (8, 10)
+
+
+async def test_renewal_that_fails_makes_the_request_wait_for_no_other(
+    ledger: Troubled, leases: Leases, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for subject in (ALICE, BOB):
+        await leases.admit([subject], Demand("one", 1))
+    ledger.unreachable = {ALICE.key}
+    clock.advance(RENEWAL_SECONDS)
+
+    await leases.renew_due()
+    failed = list(ledger.renewed)
+    await leases.renew_due()
+
+    assert (failed, ledger.renewed) == ([(ALICE.key, "one")], [(ALICE.key, "one"), (BOB.key, "one")])
+    assert caplog.messages == ["the ledger failed"]
 
 
 async def test_question_asks_all_budgets_and_takes_nothing(ledger: Troubled, leases: Leases) -> None:

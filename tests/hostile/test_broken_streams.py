@@ -39,7 +39,7 @@ async def besieged_target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     model.script = healthy
     async with raw_upstream(model) as upstream:
         models = [{"id": "simulator", "tiers": "all", "upstreams": [upstream.url]}]
-        proxy = {"first_byte_timeout": 0.3, "idle_timeout": 0.3}
+        proxy = {"first_byte_timeout": 0.8, "idle_timeout": 0.8}
         async with besieged(tmp_path_factory.mktemp("keys"), models=models, proxy=proxy) as target:
             target.secrets += ["10.0.0.1", "Boom"]
             yield target

@@ -31,7 +31,7 @@ async def besieged_target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     async with raw_upstream(model) as upstream:
         servers = {"simulator": upstream.url, "gone": closed.url}
         models = [{"id": id, "tiers": "all", "upstreams": [url]} for id, url in servers.items()]
-        proxy = {"first_byte_timeout": 0.3, "idle_timeout": 0.3}
+        proxy = {"first_byte_timeout": 0.8, "idle_timeout": 0.8}
         async with besieged(tmp_path_factory.mktemp("keys"), models=models, proxy=proxy) as target:
             target.secrets += ["10.0.0.1", "Boom", "/mnt/"]
             yield target

@@ -49,6 +49,6 @@ def test_law_holds_in_redis_for_any_schedule_and_memory_says_the_same(server: Re
         async def close(self) -> None:
             await self.redis.aclose()
 
-    schedules = settings(derandomize=True, database=None, deadline=None, max_examples=60, stateful_step_count=40)
+    schedules = settings(derandomize=True, database=None, deadline=None, max_examples=36, stateful_step_count=40)
 
     run_state_machine_as_test(InRedis, settings=schedules)
