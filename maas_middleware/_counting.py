@@ -7,8 +7,8 @@ from .ledgers.memory import MemoryLedger
 from .ledgers.redis import RedisLedger
 from .settings import ConfigurationError, Problem, Settings, counters_of
 
-# less than the guard's budget, so that the log names what Redis did instead of that budget
-_REDIS_SECONDS = 0.2
+# of the guard's budget, so that the log names what Redis did instead of that budget
+_SHARE_OF_REDIS = 0.8
 
 
 def ledger_of(settings: Settings) -> MemoryLedger | GuardedLedger:
@@ -21,9 +21,13 @@ def ledger_of(settings: Settings) -> MemoryLedger | GuardedLedger:
     if url == "memory://":
         return MemoryLedger()
     try:
-        ledger = RedisLedger(url, timeout=_REDIS_SECONDS)
+        ledger = RedisLedger(url, timeout=settings.counters_timeout * _SHARE_OF_REDIS)
     except ValueError as error:
         place = "counters" if settings.counters_file is None else "counters_file"
         raise ConfigurationError([Problem(place, str(error))]) from None
-    is_local = settings.on_counters_failure == "local"
-    return GuardedLedger(ledger, fallback=MemoryLedger() if is_local else None, replicas=settings.replicas)
+    return GuardedLedger(
+        ledger,
+        fallback=MemoryLedger() if settings.on_counters_failure == "local" else None,
+        replicas=settings.replicas,
+        budget=settings.counters_timeout,
+    )

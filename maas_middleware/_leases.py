@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -16,7 +17,6 @@ logger = logging.getLogger("maas_middleware")
 
 LEDGER_SECONDS = 1.0
 RENEWAL_SECONDS = 30.0
-_RENEWED_AT_ONCE = 8
 _GIVEN_BACK = Charge(0, request=False)
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Leases:
         self._ledger = ledger
         self._clock = clock
         self._timeout = timeout
-        self._due: dict[tuple[str, str], tuple[float, Lease]] = {}  # soonest first
+        self._due: OrderedDict[tuple[str, str], tuple[float, Lease]] = OrderedDict()  # soonest first
 
     async def admit(self, subjects: Sequence[Subject], demand: Demand) -> Admission:
         """Ask one budget after the other. Where one refuses, those before it get back what they gave.
@@ -82,7 +82,10 @@ class Leases:
             self._keep(leases)
             return admitted(answers)
         *before, refusal = answers
-        now = [(subject, await in_time(self._ledger.peek(subject), self._timeout)) for subject, _ in before]
+        try:
+            now = [(subject, await in_time(self._ledger.peek(subject), self._timeout)) for subject, _ in before]
+        except StoreUnavailable:
+            now = []  # it is refused all the same
         return refused([*now, refusal], refusal)
 
     def _keep(self, leases: Iterable[Lease]) -> None:
@@ -90,28 +93,30 @@ class Leases:
         for lease in leases:
             self._due[lease.subject.key, lease.id] = (due_at, lease)
 
-    async def settle(self, leases: Iterable[Lease], charge: Charge) -> None:
+    async def settle(self, leases: Sequence[Lease], charge: Charge) -> None:
         """End what a request holds. A ledger in trouble is logged: it must not break an answer off."""
         for lease in leases:
             self._due.pop((lease.subject.key, lease.id), None)
-            await self._attempt(self._ledger.settle(lease, charge))
+        if len(leases) == 1:
+            await self._attempt(self._ledger.settle(leases[0], charge))
+            return
+        async with anyio.create_task_group() as calls:  # all of them begin, even if asyncio cancels this task
+            for lease in leases:
+                calls.start_soon(self._attempt, self._ledger.settle(lease, charge))
 
     async def renew_due(self) -> None:
-        """Renew leases that were not renewed for half a minute: a few, because it is somebody's request that waits."""
-        now = self._clock()
-        for _ in range(_RENEWED_AT_ONCE):
-            due_at, lease = next(iter(self._due.values()), (now, None))
-            if lease is None or due_at > now:
-                return
+        """Renew the lease that was not renewed for the longest time, if that is half a minute or more.
+
+        No more than one, because it is somebody else's request that waits for it.
+        """
+        due_at, lease = next(iter(self._due.values()), (0.0, None))
+        if lease is not None and due_at <= self._clock():
             del self._due[lease.subject.key, lease.id]
             self._keep([lease])
-            if not await self._attempt(self._ledger.renew(lease)):
-                return
+            await self._attempt(self._ledger.renew(lease))
 
-    async def _attempt(self, operation: Awaitable[None]) -> bool:
+    async def _attempt(self, operation: Awaitable[None]) -> None:
         try:
             await in_time(operation, self._timeout)
         except Exception:
             logger.exception("the ledger failed")
-            return False
-        return True

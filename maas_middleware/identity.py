@@ -30,8 +30,8 @@ class Identity:
     restriction: str | None = None
 
     def __post_init__(self) -> None:
-        if "/" in self.provider or not self.provider or not self.name:
-            raise ValueError("an identity needs a name and a provider without a slash")
+        if "/" in self.provider or not self.provider or not self.name or self.provider.startswith("["):
+            raise ValueError("an identity needs a name, and a provider that has no slash and begins with no bracket")
 
     @property
     def key(self) -> str:

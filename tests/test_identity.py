@@ -56,12 +56,13 @@ def test_no_two_users_share_a_key_because_it_can_be_taken_apart_again(name: str)
     ("provider", "name"),
     [
         pytest.param("a/b", "c", id="slash-in-the-provider"),
+        pytest.param("[a", "c", id="bracket-in-front-of-the-provider"),
         pytest.param("", "c", id="no-provider"),
         pytest.param("a", "", id="no-name"),
     ],
 )
-def test_identity_without_a_name_or_with_a_slash_in_the_provider_is_impossible(provider: str, name: str) -> None:
-    with pytest.raises(ValueError, match="an identity needs a name and a provider without a slash"):
+def test_identity_that_could_be_taken_for_another_is_impossible(provider: str, name: str) -> None:
+    with pytest.raises(ValueError, match="an identity needs a name, and a provider that has no slash"):
         Identity(provider, name)
 
 

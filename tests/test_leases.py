@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import anyio
 import pytest
 
@@ -23,7 +26,9 @@ class Troubled(MemoryLedger):
         super().__init__(clock=clock)
         self.unreachable: set[str] = set()
         self.slow: set[str] = set()
+        self.unreachable_by_peek: set[str] = set()
         self.renewed: list[tuple[str, str]] = []
+        self.reached: Callable[[], None] | None = None
 
     async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
         await self._reach(subject)
@@ -38,7 +43,14 @@ class Troubled(MemoryLedger):
         await self._reach(lease.subject)
         await super().renew(lease)
 
+    async def peek(self, subject: Subject, /) -> Verdict:
+        if subject.key in self.unreachable_by_peek:
+            raise StoreUnavailable
+        return await super().peek(subject)
+
     async def _reach(self, subject: Subject) -> None:
+        if self.reached is not None:
+            self.reached()
         if subject.key in self.slow:
             await anyio.Event().wait()
         await anyio.lowlevel.checkpoint()
@@ -134,44 +146,61 @@ async def test_leases_of_every_budget_are_renewed_when_due_and_no_more_once_sett
     await leases.renew_due()
     early = list(ledger.renewed)
     clock.advance(RENEWAL_SECONDS / 2)
-    await leases.renew_due()
+    for _ in range(3):
+        await leases.renew_due()
     await leases.settle(first.leases, Charge(1))
     clock.advance(RENEWAL_SECONDS)
-    await leases.renew_due()
+    for _ in range(3):
+        await leases.renew_due()
 
     assert early == []
     assert ledger.renewed == [(ALICE.key, "one"), (MODEL.key, "one"), (BOB.key, "two")]
 
 
-async def test_only_a_few_leases_are_renewed_at_the_cost_of_one_request(
-    ledger: Troubled, leases: Leases, clock: FakeClock
-) -> None:
-    for number in range(10):
-        await leases.admit([Subject(f"user {number}")], Demand("one", 1))
-    clock.advance(RENEWAL_SECONDS)
-
-    await leases.renew_due()
-    first = len(ledger.renewed)
-    await leases.renew_due()
-    await leases.renew_due()
-
-    assert (first, len(ledger.renewed)) == (8, 10)
-
-
-async def test_renewal_that_fails_makes_the_request_wait_for_no_other(
+async def test_renewal_that_fails_is_tried_again_in_its_turn(
     ledger: Troubled, leases: Leases, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for subject in (ALICE, BOB):
         await leases.admit([subject], Demand("one", 1))
     ledger.unreachable = {ALICE.key}
     clock.advance(RENEWAL_SECONDS)
-
+    for _ in range(3):
+        await leases.renew_due()
+    clock.advance(RENEWAL_SECONDS)
     await leases.renew_due()
-    failed = list(ledger.renewed)
+
+    assert [key for key, _ in ledger.renewed] == [ALICE.key, BOB.key, ALICE.key]
+    assert caplog.messages == ["the ledger failed"] * 2
+
+
+async def test_all_leases_of_a_request_are_settled_when_asyncio_cancels_the_first(
+    ledger: Troubled, leases: Leases, clock: FakeClock
+) -> None:
+    admission = await leases.admit([ALICE, BOB, MODEL], Demand("one", 10))
+    entered = anyio.Event()
+    ledger.reached = entered.set
+    settling = asyncio.create_task(leases.settle(admission.leases, Charge(30)))
+    await entered.wait()
+
+    settling.cancel()
+    await asyncio.wait([settling])
+    clock.advance(RENEWAL_SECONDS)
     await leases.renew_due()
 
-    assert (failed, ledger.renewed) == ([(ALICE.key, "one")], [(ALICE.key, "one"), (BOB.key, "one")])
-    assert caplog.messages == ["the ledger failed"]
+    assert [await left(ledger, subject) for subject in (ALICE, BOB, MODEL)] == [(4, 70), (4, 70), (1, 970)]
+    assert ledger.renewed == []
+
+
+async def test_refusal_stays_one_where_nobody_can_tell_what_is_left(ledger: Troubled, leases: Leases) -> None:
+    for lease_id in ("one", "two"):
+        await leases.admit([BOB, MODEL], Demand(lease_id, 10))
+    ledger.unreachable_by_peek = {ALICE.key}
+
+    admission = await leases.admit([ALICE, MODEL], Demand("three", 10))
+
+    assert admission.refusal is not None
+    assert admission.refusal[0] is MODEL
+    assert (admission.leases, admission.shown.refused_by) == ((), "requests")
 
 
 async def test_question_asks_all_budgets_and_takes_nothing(ledger: Troubled, leases: Leases) -> None:

@@ -13,6 +13,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import RateLimiter
 from redis.asyncio import BlockingConnectionPool, Redis
 
+from maas_middleware.ledgers._storage import MAXIMUM_CONNECTIONS
 from maas_middleware.ledgers.redis import RedisLedger
 from maas_middleware.limiting import Charge, Demand, Lease, Subject, parse_limits
 
@@ -22,13 +23,12 @@ from .table import Goal, Table
 PING = "redis-py, PING"
 USERS = 1000
 TASKS = (1, 16, 64)
-CONNECTIONS = 32
 PATIENCE = 10  # seconds: whoever shares the machine must not end the run
 GOAL = Goal("PING", 2.5)
 NOTES = (
     "RedisLedger: a limit on requests and one on tokens, for each of 1,000 users in turn; a call is one round trip.",
     "limits: two hits, of 1 and of 150 tokens, which are two round trips; nothing is leased or settled.",
-    "All have a pool of 32 connections of redis-py, and each is compared with the PINGs just before it.",
+    f"All have {MAXIMUM_CONNECTIONS} connections of redis-py at most; each is compared with the PINGs just before it.",
 )
 
 Call = Callable[[int], Awaitable[object]]
@@ -67,7 +67,7 @@ async def measure(url: str, rounds: int, calls: int) -> Table:
 
 def _pool(url: str) -> BlockingConnectionPool:
     return BlockingConnectionPool.from_url(
-        url, protocol=2, max_connections=CONNECTIONS, timeout=PATIENCE, socket_connect_timeout=PATIENCE
+        url, protocol=2, max_connections=MAXIMUM_CONNECTIONS, timeout=PATIENCE, socket_connect_timeout=PATIENCE
     )
 
 

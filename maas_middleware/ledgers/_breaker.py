@@ -6,10 +6,21 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..errors import MaaSError
+
+
+def reason_of(error: BaseException) -> str:
+    """What began it, in words that do not tell where a store is."""
+    cause = cause_of(error)
+    name = type(cause).__name__
+    if isinstance(cause, OSError | MaaSError) or "Connection" in name or "Timeout" in name:
+        return name
+    return f"{name}: {str(cause)[:200]}"
+
 
 def cause_of(error: BaseException) -> BaseException:
-    """The exception that began it."""
-    while error.__cause__ is not None:
+    """The exception that began it, where that is not the cancellation by which a time-out works."""
+    while error.__cause__ is not None and not isinstance(error, TimeoutError):
         error = error.__cause__
     return error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ..errors import StoreUnavailable
 from ..limiting import Charge, Demand, Lease, Ledger, Limit, Subject, Verdict
@@ -19,6 +20,7 @@ def share(subject: Subject, replicas: int) -> Subject:
     )
 
 
+@lru_cache(maxsize=1024)
 def _shares(limits: tuple[Limit, ...], replicas: int) -> tuple[Limit, ...]:
     return tuple(Limit(max(1, limit.amount // replicas), limit.seconds) for limit in limits)
 

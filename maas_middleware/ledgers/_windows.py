@@ -121,7 +121,7 @@ class Windows:
 
         A window keeps what was used in it while other windows were in force; one of a new length starts with nothing.
         """
-        if limits is not self._limits:
+        if limits is not self._limits and limits != self._limits:
             self._put_in_force(limits, spans, now_ms)
         for window in self.in_force:
             window.turn(now_ms)

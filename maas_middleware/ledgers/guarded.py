@@ -13,7 +13,7 @@ import anyio
 
 from ..errors import StoreUnavailable
 from ..limiting import Charge, Demand, Lease, Ledger, Subject, Verdict
-from ._breaker import Breaker, cause_of
+from ._breaker import Breaker, reason_of
 from ._fallback import ClosedLedger, LocalLease, LocalLedger
 from ._replays import Replays, Settlement
 
@@ -101,13 +101,24 @@ class GuardedLedger:
         Raises:
             StoreUnavailable: the store fails, and there is no fallback.
         """
-        deadline = self._deadline()
+        deadline, was_sent = self._deadline(), not self._breaker.refuses
         try:
             verdict = await self._ask(lambda: self._ledger.admit(subject, demand), deadline)
         except StoreUnavailable:
-            return await self._local.admit(subject, demand)
+            return await self._admit_locally(subject, demand, was_sent=was_sent)
         await self._replay(deadline)
         return verdict
+
+    async def _admit_locally(self, subject: Subject, demand: Demand, *, was_sent: bool) -> Verdict:
+        is_admitted = False
+        try:
+            verdict = await self._local.admit(subject, demand)
+            is_admitted = verdict.lease is not None
+            return verdict
+        finally:
+            if was_sent and not is_admitted:  # the store may have admitted it, and its answer came too late
+                nobodys = Lease(demand.lease_id, subject, 0, 0)
+                self._replays.add(Settlement(nobodys, Charge(0, request=False), self._clock()))
 
     async def settle(self, lease: Lease, charge: Charge, /) -> None:
         """End the lease and charge what was used, in the store now or later."""
@@ -224,8 +235,7 @@ class GuardedLedger:
         else:
             is_expected = isinstance(error, StoreUnavailable | TimeoutError)
             trace = None if is_expected else error
-            reason = type(cause_of(error)).__name__
-            logger.warning("the counter store fails (%s): %s", reason, self._policy, exc_info=trace)
+            logger.warning("the counter store fails (%s): %s", reason_of(error), self._policy, exc_info=trace)
         if self._on_change is not None:
             self._on_change(self.degraded)
 

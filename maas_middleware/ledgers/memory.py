@@ -152,10 +152,11 @@ class MemoryLedger:
             return
         self._mark(lease, now_ms)
         account = self._account(lease.subject, now_ms)
+        counted = account.lease(lease.id) or lease
         account.end(lease.id)
         account.tokens.add(charge.tokens)
         if not charge.request:
-            account.requests.give_back(lease.admitted_ms)
+            account.requests.give_back(counted.admitted_ms)
 
     async def renew(self, lease: Lease, /) -> None:
         """Keep a lease alive, or bring it back where it has lapsed meanwhile; nothing happens to a settled one."""

@@ -193,7 +193,7 @@ for i = 1, c > 0 and #tokens or 0 do
   add(tokens[i], c)
 end
 for i = 1, operation == 'refund' and #requests or 0 do
-  give_back(requests[i], b)
+  give_back(requests[i], lease_admitted or b)
 end
 call('SET', mark, pack('<i8i8i8', a, b, now + MARK_MS), 'PX', MARK_MS)
 write()

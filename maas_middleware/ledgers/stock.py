@@ -103,7 +103,9 @@ def _limits(subject: Subject) -> list[Limit]:
 
 
 def _key(subject: Subject) -> str:
-    return hashlib.sha256(subject.key.encode()).hexdigest()  # a "/" would run into the other parts
+    return hashlib.sha256(
+        subject.key.encode(errors="surrogatepass")
+    ).hexdigest()  # a "/" would run into the other parts
 
 
 def _item(limit: Limit) -> RateLimitItem:

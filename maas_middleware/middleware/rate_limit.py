@@ -44,7 +44,8 @@ class RateLimitMiddleware:
             back in one instant.
         strict: whether the whole estimate of a request has to be left; else one token is enough, and its last request
             may bring a user over the limit.
-        ledger_timeout: seconds that a ledger may take; a request that it does not admit by then is answered with 503.
+        ledger_timeout: seconds that a call of the ledger may take, which is one for each budget; a request that it
+            does not admit by then is answered with 503.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class _Metered:
 
         async def metering_send(message: Message) -> None:
             await send(await self._meter(message))
+            await self._leases.renew_due()
 
         try:
             await app(scope, watching_receive, metering_send)
@@ -167,7 +169,6 @@ class _Metered:
         if message["type"] in BODY_MESSAGES and not message.get("more_body", False):
             self._complete = True
             await self._settle()
-        await self._leases.renew_due()
         return message
 
     def _verdict_of(self, status: int) -> Verdict:

@@ -20,7 +20,7 @@ from ..tokens import LifetimePolicy
 from .counters import counters_from
 from .loading import Given, Layer, read_secret, unknown_variables
 from .models import ModelSettings, models_from
-from .notation import CountersUrl, MemoryUrl, Peer, Positive, RoutePath, Url
+from .notation import CountersUrl, MemoryUrl, Peer, Positive, RoutePath, Seconds, Url
 from .openshift import OpenShiftSettings
 from .proxy import ProxySettings
 from .reader import Reader
@@ -55,6 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
         public_paths: what a host app serves to anyone.
         counters: where use is counted: `memory://`, or `redis://` or `rediss://` for all replicas together.
         counters_file: holds the URL instead, as it may hold a password.
+        counters_timeout: seconds that Redis may take for a call, connecting included.
         on_counters_failure: `local` counts in memory meanwhile, with limits divided by `replicas`; `closed` is 503.
         replicas: how many processes of this service there are, workers included.
         admission: `soft` admits whoever has a token left, `strict` whoever has as many as a request may use.
@@ -75,6 +76,7 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
     tokens: TokenSettings = TokenSettings()
     counters: CountersUrl = "memory://"
     counters_file: str | None = None
+    counters_timeout: Seconds = 0.25
     on_counters_failure: Literal["local", "closed"] = "local"
     replicas: Positive = 1
     admission: Literal["soft", "strict"] = "soft"

@@ -861,6 +861,17 @@ class LedgerContract:
 
         assert await counted(ledger) == (1, 1)
 
+    async def test_request_is_given_back_where_only_the_ledger_knows_when_it_was_admitted(
+        self, ledger: Ledger, clock: FakeClock
+    ) -> None:
+        alice = subject("5/minute", "100/minute")
+        await admitted(ledger, alice, "late answer", 30)
+        clock.advance(30)
+
+        await ledger.settle(Lease("late answer", alice, 0, 0), Charge(0, request=False))
+
+        assert await counted(ledger) == (0, 0)
+
     async def test_giving_back_never_makes_a_counter_negative(self, ledger: Ledger, clock: FakeClock) -> None:
         alice = subject("5/minute", "100/minute")
 

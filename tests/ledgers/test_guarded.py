@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
 
 from maas_middleware.errors import StoreUnavailable
+from maas_middleware.ledgers._fallback import share
 from maas_middleware.ledgers.guarded import GuardedLedger
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.ledgers.redis import RedisLedger
@@ -1254,3 +1255,57 @@ async def test_failure_that_is_no_time_out_opens_whatever_else_is_answered(
     await admitted(ledger, ALICE, "one", 10)
 
     assert (ledger.degraded, store.calls) == (True, ["admit", "peek"])
+
+
+# an admission whose answer came too late, and that is refused
+
+
+@pytest.mark.parametrize("policy", ["closed", "local"])
+async def test_admission_that_was_answered_too_late_and_is_refused_holds_nothing(
+    policy: str, store: Store, ledger: GuardedLedger, closed: GuardedLedger, fallback: MemoryLedger, clock: FakeClock
+) -> None:
+    alice = subject("4/minute", "1000/minute")
+    await admitted(fallback, share(alice, 4), "all that a replica may")
+    guarded = closed if policy == "closed" else ledger
+    store.stalls = "after"
+
+    with suppress(StoreUnavailable):
+        assert (await guarded.admit(alice, Demand("late", 10))).lease is None
+    held = await counted(store.counters)
+    store.comes_back()
+    clock.advance(2)
+    await admitted(guarded, alice, "next", 1)
+
+    assert (held, guarded.waiting) == ((1, 10), 0)
+    assert await counted(store.counters) == (1, 1)
+
+
+async def test_admission_that_was_never_sent_leaves_nothing_to_replay(
+    store: Store, closed: GuardedLedger, clock: FakeClock
+) -> None:
+    store.goes()
+    for lease_id in ("one", "two"):
+        with pytest.raises(StoreUnavailable):
+            await closed.admit(ALICE, Demand(lease_id, 10))
+
+    assert (store.calls, closed.waiting) == (["admit"], 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(ConnectionRefusedError("at 10.0.0.1:6379"), "ConnectionRefusedError", id="address"),
+        pytest.param(OSError("at 10.0.0.1:6379"), "OSError", id="name-service"),
+        pytest.param(TimeoutError("at 10.0.0.1:6379"), "TimeoutError", id="time-out"),
+        pytest.param(ValueError("WRONGTYPE of a key"), "ValueError: WRONGTYPE of a key", id="what-the-store-says"),
+    ],
+)
+async def test_log_tells_what_the_store_says_but_not_where_it_is(
+    error: Exception, reason: str, store: Store, ledger: GuardedLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.error = StoreUnavailable()
+    store.error.__cause__ = error
+
+    await admitted(ledger, ALICE, "one", 10)
+
+    assert caplog.messages == [f"the counter store fails ({reason}): this process counts on its own"]
