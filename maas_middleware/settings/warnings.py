@@ -25,12 +25,19 @@ def warnings_of(settings: Settings) -> list[Problem]:
     reader.finish()
     if settings.tiers_file is None:
         place = _place(settings, "tiers")
-    return list(_caps_that_need_a_context_length(settings, place, tiers))
+    return [*_caps_that_need_a_context_length(settings, place, tiers), *_shares_that_are_whole(settings)]
 
 
 def _place(settings: Settings, key: str) -> str:
     origin = settings.origin
     return key if origin is None or key not in origin.keys else f"{Path(origin.config).name}: {key}"
+
+
+def _shares_that_are_whole(settings: Settings) -> Iterator[Problem]:
+    is_shared = settings.counters != "memory://" or settings.counters_file is not None
+    if is_shared and settings.on_counters_failure == "local" and settings.replicas == 1:
+        message = "is 1: while Redis is away each process gives everybody the whole limit; say how many there are"
+        yield Problem(_place(settings, "replicas"), message)
 
 
 def _caps_that_need_a_context_length(

@@ -17,7 +17,16 @@ from maas_middleware._counting import ledger_of
 from maas_middleware.cli import main
 from maas_middleware.limiting import Limit, Limits
 from maas_middleware.providers.keys import SigningKeys
-from maas_middleware.settings import Settings, WatchedTiers, counters_of, load_settings, models_of, tiers_of, validated
+from maas_middleware.settings import (
+    Settings,
+    WatchedTiers,
+    counters_of,
+    load_settings,
+    models_of,
+    tiers_of,
+    validated,
+    warnings_of,
+)
 from maas_middleware.testing.clock import FakeClock
 
 Write = Callable[..., str]
@@ -26,6 +35,7 @@ SECRET = "hunter2"
 SUPPORTED = "is not like memory://, redis://HOST:PORT/DATABASE or rediss://..."
 LIKE_REDIS = "the url of Redis has to be like redis://[user:password@]host[:port][/database]"
 MISSING = "redis is missing or too old: pip install 'maas-middleware[redis]'"
+SHARES = "is 1: while Redis is away each process gives everybody the whole limit; say how many there are"
 LIMITS = "{requests: 9/minute, tokens: unlimited}"
 
 
@@ -454,3 +464,21 @@ def test_settings_made_in_python_are_checked_too() -> None:
         f"counters: etcd://... {SUPPORTED}",
         "replicas: has to be more than 0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        pytest.param("counters: redis://x", True, id="redis"),
+        pytest.param("counters_file: {file}", True, id="redis-in-a-file"),
+        pytest.param("counters: redis://x\nreplicas: 2", False, id="replicas"),
+        pytest.param("counters: redis://x\non_counters_failure: closed", False, id="closed"),
+        pytest.param("counters: memory://", False, id="memory"),
+    ],
+)
+def test_whole_shares_are_warned_of(text: str, warned: bool, write: Write) -> None:
+    settings = load_settings({}, config=write(text.format(file=write("redis://x", "url"))))
+
+    warnings = [str(warning) for warning in warnings_of(settings)]
+
+    assert warnings == ["replicas: " + SHARES] * warned
