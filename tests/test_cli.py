@@ -156,13 +156,21 @@ def test_several_workers_need_a_common_signing_key(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("tokens.signing_keys_file: several workers need one key")
 
 
-def test_workers_serve_with_a_common_key_and_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counters", "own"),
+    [
+        pytest.param("memory://", "limits and revocations", id="memory"),
+        pytest.param("redis://127.0.0.1:9", "revocations", id="redis"),
+    ],
+)
+def test_workers_serve_with_a_common_key_and_a_warning(counters: str, own: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     assert main(["new-key", str(keys)]) == 0
     (key,) = json.loads(keys.read_text())["keys"]
     config = tmp_path / "maas.yaml"
     config.write_text(
-        f"tokens: {{signing_keys_file: {keys}}}\nmodels: [{{id: a, tiers: all, upstreams: ['http://127.0.0.1:9']}}]\n"
+        f"counters: {counters}\ntokens: {{signing_keys_file: {keys}}}\n"
+        "models: [{id: a, tiers: all, upstreams: ['http://127.0.0.1:9']}]\n"
     )
 
     with running(
@@ -174,4 +182,4 @@ def test_workers_serve_with_a_common_key_and_a_warning(tmp_path: Path) -> None:
             answers = [client.get("/.well-known/jwks.json") for _ in range(5)]
 
     assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {key["kid"]}
-    assert "2 workers: each has limits and revocations of its own" in gateway.printed
+    assert f"2 workers: each has {own} of its own" in gateway.printed

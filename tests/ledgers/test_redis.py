@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.abc
 import socket
 import struct
 import subprocess
@@ -718,22 +717,6 @@ async def test_failed_call_is_not_tried_again(make: Make) -> None:
 
 
 # packages
-
-
-class Missing(importlib.abc.MetaPathFinder):
-    """As if redis-py were not installed."""
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "redis":
-            raise ModuleNotFoundError(fullname)
-
-
-def test_missing_package_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "redis")
-    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-
-    with pytest.raises(ValueError, match=r"pip install 'maas-middleware\[redis\]'"):
-        RedisLedger("redis://127.0.0.1")
 
 
 def test_importing_imports_no_client_and_replaces_no_storage() -> None:

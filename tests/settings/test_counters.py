@@ -7,16 +7,14 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from maas_middleware import ConfigurationError, GuardedLedger, MemoryLedger, gateway
+from maas_middleware import GuardedLedger, MemoryLedger, gateway
 from maas_middleware._counting import ledger_of
 from maas_middleware.cli import main
 from maas_middleware.limiting import Limit, Limits
-from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.settings import (
     Settings,
     WatchedTiers,
@@ -29,7 +27,7 @@ from maas_middleware.settings import (
 )
 from maas_middleware.testing.clock import FakeClock
 
-Write = Callable[..., str]
+from . import Write, problems_of
 
 SECRET = "hunter2"
 SUPPORTED = "is not like memory://, redis://HOST:PORT/DATABASE or rediss://..."
@@ -37,22 +35,6 @@ LIKE_REDIS = "the url of Redis has to be like redis://[user:password@]host[:port
 MISSING = "redis is missing or too old: pip install 'maas-middleware[redis]'"
 SHARES = "is 1: while Redis is away each process gives everybody the whole limit; say how many there are"
 LIMITS = "{requests: 9/minute, tokens: unlimited}"
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(text: str, name: str = "maas.yaml") -> str:
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
-
-    return write
-
-
-def problems_of(load: Callable[[], object]) -> list[str]:
-    with pytest.raises(ConfigurationError) as caught:
-        load()
-    return str(caught.value).splitlines()
 
 
 def with_tier(more: str, *, models: str = "[{id: m}]") -> str:
@@ -182,22 +164,6 @@ def test_options_in_a_file_are_refused_by_its_name(write: Write) -> None:
     problems = problems_of(lambda: gateway(load_settings({}, counters_file=file)))
 
     assert problems == [f"counters_file: {LIKE_REDIS}"]
-
-
-@pytest.mark.parametrize(("counters", "own"), [("memory://", "limits and revocations"), ("redis://x", "revocations")])
-def test_workers_are_told_what_they_do_not_share(
-    counters: str, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    served: list[object] = []
-    monkeypatch.setattr("uvicorn.run", lambda *_, **options: served.append(options["workers"]))
-    SigningKeys.generate().save(keys := tmp_path / "keys.json")
-    config = tmp_path / "maas.yaml"
-    config.write_text(f"counters: {counters}\ntokens: {{signing_keys_file: {keys}}}\n")
-
-    assert main(["serve", "--config", str(config), "--workers", "2"]) == 0
-
-    assert served == [2]
-    assert f"2 workers: each has {own} of its own" in caplog.messages
 
 
 def test_the_ledger_is_as_configured(write: Write) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from maas_middleware.settings.schema import leaves, schema_of
 from maas_middleware.tiers import FEATURES, Tier
 from maas_middleware.tokens import LifetimePolicy
 
-Write = Callable[..., str]
+from . import Write, problems_of
 
 GOLD = {"name": "gold", "groups": ["g"], "limits": {"requests": "9/minute", "tokens": "90/minute"}}
 CONFIG_MAP_VALUE = """
@@ -53,22 +52,6 @@ CONFIG_MAP_VALUE = """
   level: 10
   groups: [premium-users]
 """
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(text: str, name: str = "maas.yaml") -> str:
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
-
-    return write
-
-
-def problems_of(load: Callable[[], object]) -> list[str]:
-    with pytest.raises(ConfigurationError) as caught:
-        load()
-    return str(caught.value).splitlines()
 
 
 def value_at(loaded: Settings, path: str) -> Any:
