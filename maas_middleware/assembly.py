@@ -188,10 +188,8 @@ class Parts:
         return ready_app(self._degraded)
 
     def _degraded(self) -> list[str]:
-        troubles = {
-            "tiers": self.tiers.problem is not None,
-            "counters": isinstance(self.ledger, GuardedLedger) and self.ledger.degraded,
-        }
+        is_alone = isinstance(self.ledger, GuardedLedger) and self.ledger.degraded
+        troubles = {"tiers": self.tiers.problem is not None, "counters": is_alone}
         return [name for name, is_so in troubles.items() if is_so]
 
     def _named_groups(self) -> frozenset[str]:
