@@ -60,7 +60,7 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     await ledger.aclose()  # what Redis has not taken yet is sent once more
 
 
-ready = maas.ready_app(lambda: ["counters"] if ledger.degraded else [])
+ready = maas.ReadyApp(degraded=lambda: ["counters"] if ledger.degraded else [])
 app = Starlette(routes=[Route("/ready", ready), Mount("/", metered(ledger, everyone))], lifespan=lifespan)
 
 storage = storage_from_string(os.environ.get("LIMITS_STORAGE", "async+memory://"), wrap_exceptions=True)

@@ -1,6 +1,10 @@
 """Models-as-a-Service for ASGI inference apps."""
 
-from .apps.health import DocumentApp, health_app, ready_app
+from ._recorder import UsageRecorder
+from .apps.account import MeApp, UsageApp
+from .apps.admin import AdminApp
+from .apps.api_keys import APIKeysApp
+from .apps.health import DocumentApp, ReadyApp, health_app
 from .apps.models import ModelsApp
 from .apps.proxy import ProxyApp
 from .apps.tier_lookup import TierLookupApp
@@ -13,19 +17,24 @@ from .ledgers.guarded import GuardedLedger
 from .ledgers.memory import MemoryLedger
 from .ledgers.redis import RedisLedger
 from .ledgers.stock import LimitsLedger
+from .ledgers.throttles import MovingWindowThrottle, ThrottleStorage
 from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Limits, Subject, Verdict, parse_limits
 from .middleware import stack
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.forwarded import ForwardedMiddleware
 from .middleware.identity import IdentityMiddleware
 from .middleware.rate_limit import RateLimitMiddleware
+from .middleware.throttle import ThrottleMiddleware
 from .middleware.tier import TierMiddleware
 from .middleware.usage import UsageMiddleware
 from .preset import MaaSMiddleware, gateway
 from .providers.jwt import JWTMinter, JWTProvider
 from .providers.keys import SigningKeys
 from .providers.openshift import OpenShiftProvider, cluster_transport
+from .providers.watching import WatchedKeys
+from .revocations import ChangeLog
 from .settings import (
+    APIKeySettings,
     ConfigurationError,
     LimitsSettings,
     ModelLimitsSettings,
@@ -33,23 +42,33 @@ from .settings import (
     OpenShiftSettings,
     ProxySettings,
     Settings,
+    ThrottleSettings,
     TierSettings,
     TokenSettings,
     load_settings,
 )
-from .stores.memory import MemoryTokenStore
+from .stores.followed import FollowedTokenStore
+from .stores.memory import MemoryTokenStore, MemoryUsageStore
+from .stores.sql import SQLDatabase, SQLTokenStore, SQLUsageStore
+from .throttling import Refusal, Throttle, check_throttle
 from .tiers import GroupTierResolver, Tier, TierResolver
-from .tokens import Claims, LifetimePolicy, MintedToken, Revocations, TokenMinter, TokenStore
+from .token_store import Revocations, TokenRecord, TokenStore
+from .tokens import Claims, LifetimePolicy, MintedToken, TokenMinter
 from .transports import upstream_transport
 from .usage import TokenUsage
+from .usage_store import UsageRecord, UsageStore
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "APIKeySettings",
+    "APIKeysApp",
     "AccessDenied",
+    "AdminApp",
     "AuthUnavailable",
     "Budget",
     "Catalogue",
+    "ChangeLog",
     "Charge",
     "Claims",
     "ConfigurationError",
@@ -57,6 +76,7 @@ __all__ = [
     "DocumentApp",
     "ErrorEnvelopeMiddleware",
     "FirstOf",
+    "FollowedTokenStore",
     "ForwardedMiddleware",
     "GroupTierResolver",
     "GuardedLedger",
@@ -76,37 +96,56 @@ __all__ = [
     "MaaSContext",
     "MaaSError",
     "MaaSMiddleware",
+    "MeApp",
     "MemoryLedger",
     "MemoryTokenStore",
+    "MemoryUsageStore",
     "MintedToken",
     "Model",
     "ModelLimitsSettings",
     "ModelSettings",
     "ModelsApp",
+    "MovingWindowThrottle",
     "NoTier",
     "OpenShiftProvider",
     "OpenShiftSettings",
     "ProxyApp",
     "ProxySettings",
     "RateLimitMiddleware",
+    "ReadyApp",
     "RedisLedger",
+    "Refusal",
     "Revocations",
+    "SQLDatabase",
+    "SQLTokenStore",
+    "SQLUsageStore",
     "Settings",
     "SigningKeys",
     "StoreUnavailable",
     "Subject",
+    "Throttle",
+    "ThrottleMiddleware",
+    "ThrottleSettings",
+    "ThrottleStorage",
     "Tier",
     "TierLookupApp",
     "TierMiddleware",
     "TierResolver",
     "TierSettings",
     "TokenMinter",
+    "TokenRecord",
     "TokenSettings",
     "TokenStore",
     "TokenUsage",
     "TokensApp",
+    "UsageApp",
     "UsageMiddleware",
+    "UsageRecord",
+    "UsageRecorder",
+    "UsageStore",
     "Verdict",
+    "WatchedKeys",
+    "check_throttle",
     "cluster_transport",
     "credential",
     "gateway",
@@ -114,7 +153,6 @@ __all__ = [
     "health_app",
     "load_settings",
     "parse_limits",
-    "ready_app",
     "stack",
     "upstream_transport",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("maas_middleware")
@@ -73,21 +75,62 @@ class _Inner:
 
 
 class Service:
-    """A dispatch and its resources, round the lifespan of the app inside."""
+    """A dispatch and its resources, round the lifespan of the app inside.
 
-    def __init__(self, dispatch: ASGIApp, inner: ASGIApp, closing: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    Args:
+        running: run while the lifespan lasts, and are cancelled before anything is closed. What they raise ends it.
+        closing: is called at the end, each of them whatever happens to another, the last first.
+    """
+
+    def __init__(
+        self,
+        dispatch: ASGIApp,
+        inner: ASGIApp,
+        *,
+        running: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+        closing: Sequence[Callable[[], Awaitable[None]]] = (),
+    ) -> None:
         self._dispatch = dispatch
         self._inner = inner
+        self._running = running
         self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await run_lifespan(self._inner, scope, receive, send, close=self.aclose)
+            await self._live(scope, receive, send)
         else:
             await self._dispatch(scope, receive, send)
 
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        background, ended = anyio.CancelScope(), anyio.Event()
+        error: Exception | None = None
+
+        async def run() -> None:
+            try:
+                with background:
+                    async with anyio.create_task_group() as group:
+                        for service in self._running:
+                            group.start_soon(service)
+            finally:
+                ended.set()
+
+        async def close() -> None:
+            background.cancel()
+            await ended.wait()
+            await self.aclose()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            try:
+                await run_lifespan(self._inner, scope, receive, send, close=close)
+            except Exception as raised:
+                error = raised  # so that it leaves without a group round it
+            background.cancel()
+        if error is not None:
+            raise error
+
     async def aclose(self) -> None:
-        """Close the connections to the cluster and to upstreams, each of them whatever happens to another."""
+        """Close what the service holds open."""
         async with AsyncExitStack() as stack:
             for close in self._closing:
                 stack.push_async_callback(close)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._asgi import reject, with_route_path
-from ._counting import ledger_of
+from ._control import Control
+from ._counting import ledger_of, throttles_of
 from ._lifespan import Service
-from .apps.health import DocumentApp, health_app, ready_app
-from .apps.models import ModelsApp
+from ._signing import KeptKeys
+from ._storing import stores_of, warn_of_what_ends
+from .apps.health import DocumentApp, ReadyApp, health_app
 from .apps.openapi import openapi_document
 from .apps.proxy import ProxyApp
-from .apps.tier_lookup import TierLookupApp
-from .apps.tokens import TokensApp
 from .catalogue import Catalogue
 from .dispatch import Dispatch, Host
 from .endpoints import MODELS
@@ -32,24 +30,21 @@ from .middleware.rate_limit import RateLimitMiddleware
 from .middleware.tier import TierMiddleware
 from .middleware.usage import UsageMiddleware
 from .providers.jwt import JWTMinter, JWTProvider
-from .providers.keys import SigningKeys
 from .providers.openshift import OpenShiftProvider, cluster_transport
 from .settings import (
     ConfigurationError,
     Problem,
     Settings,
     WatchedTiers,
+    api_key_lifetimes_of,
     inner_api_key_of,
     issuer_of,
     lifetimes_of,
     models_of,
     validated,
 )
-from .stores.memory import MemoryTokenStore
 from .tiers import GroupTierResolver
 from .transports import upstream_transport
-
-logger = logging.getLogger("maas_middleware")
 
 
 class Parts:
@@ -65,20 +60,17 @@ class Parts:
         self.resolver = GroupTierResolver(self.tiers.current)
         self.catalogue = Catalogue(models_of(settings))
         self.ledger = ledger_of(settings)
-        self.store = MemoryTokenStore()
-        self.keys = _signing_keys(settings)
-        tokens = settings.tokens
-        self.lifetimes = lifetimes_of(settings)
-        issuer = issuer_of(settings)
-        self.minter = JWTMinter(
-            keys=self.keys, issuer=issuer, audience=tokens.audience, named_groups=self._named_groups
-        )
+        self.stores = stores_of(settings)
+        self.throttles = throttles_of(settings)
+        self.keys = KeptKeys(settings)
+        issuer, audience = issuer_of(settings), settings.tokens.audience
         self.access_tokens = JWTProvider(
-            keys=self.keys,
+            keys=self.keys.current,
             issuer=issuer,
-            audience=tokens.audience,
-            revocations=self.store,
-            maximum_lifetime=self.lifetimes.maximum,
+            audience=audience,
+            revocations=self.stores.tokens,
+            maximum_lifetime=max(lifetimes_of(settings).maximum, api_key_lifetimes_of(settings).maximum),
+            used=self.stores.recorder.note_token,
         )
         openshift = settings.openshift
         self.logins = OpenShiftProvider(
@@ -89,14 +81,35 @@ class Parts:
             timeout=openshift.timeout,
             allow_service_accounts=openshift.allow_service_accounts,
             review=openshift.review,
+            failures=self.throttles.failed_credentials,
         )
-        kept = (
-            "tokens and revocations" if isinstance(self.ledger, GuardedLedger) else "tokens, revocations and counters"
+        self.control = Control(
+            settings,
+            provider=FirstOf(self.access_tokens, self.logins),
+            throttles=self.throttles,
+            resolver=self.resolver,
+            tiers=self.tiers,
+            catalogue=self.catalogue,
+            ledger=self.ledger,
+            stores=self.stores,
+            minter=JWTMinter(keys=self.keys.current, issuer=issuer, audience=audience, named_groups=self._named_groups),
         )
-        logger.warning("%s are kept by this process alone, and end with it", kept)
+        warn_of_what_ends(self.stores, has_counters=isinstance(self.ledger, GuardedLedger))
+
+    def check_gateway(self) -> None:
+        """Raise ConfigurationError where this is fit to be mounted only."""
+        problems = [
+            Problem(f"models[{index}].upstreams", "the gateway needs one")
+            for index, model in enumerate(self.catalogue.models)
+            if not model.upstreams
+        ]
+        if not self.catalogue.models:
+            problems.append(Problem("models", "the gateway needs at least one model"))
+        if problems:
+            raise ConfigurationError(problems)
 
     def gateway(self) -> Service:
-        _check_gateway(self.catalogue)
+        self.check_gateway()
         transport = upstream_transport()
         proxy = self.settings.proxy
         inner = ProxyApp(
@@ -108,7 +121,7 @@ class Parts:
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
         own["/openapi.json"] = _open(DocumentApp(openapi_document))
         dispatch = self._dispatch(self._inference(inner), own)
-        return Service(dispatch, _no_lifespan, [*self._closing(), transport.aclose])
+        return self._service(dispatch, _no_lifespan, transport.aclose)
 
     def mounted_in(self, app: ASGIApp) -> Service:
         _check_public_paths(self.settings, self.catalogue)
@@ -116,28 +129,25 @@ class Parts:
         host = Host(app, frozenset(self.settings.public_paths), keeps_unlisted=self.settings.scope == "inference")
         own: dict[str, ASGIApp] = {}
         if self.catalogue.is_open:
-            own = dict.fromkeys((MODELS, f"/maas-api{MODELS}"), self._known(_models_app(app), inner_key))
+            own = dict.fromkeys((MODELS, f"/maas-api{MODELS}"), self.control.known(_models_app(app), inner_key))
         dispatch = self._dispatch(self._inference(app, inner_key), own, host)
-        return Service(dispatch, app, self._closing())
+        return self._service(dispatch, app)
 
-    def _closing(self) -> list[Callable[[], Awaitable[None]]]:
+    def _service(self, dispatch: ASGIApp, inner: ASGIApp, *closing: Callable[[], Awaitable[None]]) -> Service:
+        self.keys.open()
         counters = [self.ledger.aclose] if isinstance(self.ledger, GuardedLedger) else []
-        return [self.logins.aclose, *counters]
+        closing = (self.logins.aclose, *counters, *self.throttles.closing, *self.stores.closing, *closing)
+        return Service(dispatch, inner, running=self.stores.running, closing=closing)
 
     def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> ASGIApp:
-        tokens = TokensApp(minter=self.minter, store=self.store, resolver=self.resolver, lifetimes=self.lifetimes)
-        collections = {
-            "/v1/tokens": self._known(tokens),
-            "/v1/tiers/lookup": self._known(TierLookupApp(resolver=self.resolver)),
-        }
-        if not self.catalogue.is_open:
-            collections[MODELS] = self._models()
+        collections = self.control.collections()
+        key_set = _open(DocumentApp(lambda: self.keys.current().jwks()))
         dispatch = Dispatch(
             catalogue=self.catalogue,
             inference=inference,
             documents={
-                "/.well-known/jwks.json": _open(DocumentApp(self.keys.jwks)),
-                "/maas-api/.well-known/jwks.json": _open(DocumentApp(self.keys.jwks)),
+                "/.well-known/jwks.json": key_set,
+                "/maas-api/.well-known/jwks.json": key_set,
                 "/maas-api/health": _open(health_app()),
                 "/maas-api/healthz": _open(health_app()),
                 "/maas-api/ready": _open(self._ready()),
@@ -145,7 +155,7 @@ class Parts:
                 **documents,
             },
             collections=collections | {f"/maas-api{path}": app for path, app in collections.items()},
-            unknown=self._known(_not_found),
+            unknown=self.control.known(_not_found),
             host=host,
         )
         trusted = self.settings.trusted_proxies
@@ -156,7 +166,12 @@ class Parts:
         return stack(
             inner,
             Middleware(ErrorEnvelopeMiddleware),
-            Middleware(IdentityMiddleware, provider=self.access_tokens, inner_key=inner_key),
+            Middleware(
+                IdentityMiddleware,
+                provider=self.access_tokens,
+                inner_key=inner_key,
+                failures=self.throttles.failed_credentials,
+            ),
             Middleware(
                 TierMiddleware,
                 resolver=self.resolver,
@@ -171,51 +186,27 @@ class Parts:
                 ledger=self.ledger,
                 ietf_headers=ietf_headers,
                 strict=self.settings.admission == "strict",
+                recorder=self.stores.recorder,
             ),
             Middleware(UsageMiddleware, max_body_bytes=limits.max_body_bytes),
         )
 
-    def _known(self, app: ASGIApp, inner_key: str | None = None) -> ASGIApp:
-        """For whoever can be identified, by a login or by an access token."""
-        provider = FirstOf(self.access_tokens, self.logins)
-        return _open(IdentityMiddleware(app, provider=provider, inner_key=inner_key))
-
-    def _models(self) -> ASGIApp:
-        app = ModelsApp(catalogue=self.catalogue, tiers=self.tiers.current, public_url=self.settings.public_url)
-        return self._known(TierMiddleware(app, resolver=self.resolver, unlisted="pass"))
-
     def _ready(self) -> ASGIApp:
-        return ready_app(self._degraded)
+        return ReadyApp(degraded=self._degraded, is_usable=self.stores.is_usable)
 
     def _degraded(self) -> list[str]:
         is_alone = isinstance(self.ledger, GuardedLedger) and self.ledger.degraded
-        troubles = {"tiers": self.tiers.problem is not None, "counters": is_alone}
+        troubles = {
+            "tiers": self.tiers.problem is not None,
+            "counters": is_alone,
+            "store": self.stores.degraded,
+            "signing_keys": self.keys.has_problem,
+        }
         return [name for name, is_so in troubles.items() if is_so]
 
     def _named_groups(self) -> frozenset[str]:
-        return frozenset(group for tier in self.tiers.current() for group in tier.groups)
-
-
-def _signing_keys(settings: Settings) -> SigningKeys:
-    path = settings.tokens.signing_keys_file
-    if path is None:
-        return SigningKeys.generate()
-    try:
-        return SigningKeys.load(Path(path))
-    except (ValueError, OSError) as error:
-        raise ConfigurationError([Problem("tokens.signing_keys_file", str(error))]) from None
-
-
-def _check_gateway(catalogue: Catalogue) -> None:
-    problems = [
-        Problem(f"models[{index}].upstreams", "the gateway needs one")
-        for index, model in enumerate(catalogue.models)
-        if not model.upstreams
-    ]
-    if not catalogue.models:
-        problems.append(Problem("models", "the gateway needs at least one model"))
-    if problems:
-        raise ConfigurationError(problems)
+        of_tiers = (group for tier in self.tiers.current() for group in tier.groups)
+        return frozenset((*of_tiers, *self.settings.tokens.administrators))
 
 
 def _check_public_paths(settings: Settings, catalogue: Catalogue) -> None:

@@ -102,3 +102,8 @@ def charge_for(outcome: Outcome) -> Charge:
     if outcome.lacks_usage and not outcome.produced:
         return Charge(outcome.estimate.total)
     return Charge(max(1, outcome.estimate.prompt + outcome.produced))
+
+
+def input_tokens(charge: Charge, outcome: Outcome) -> int:
+    """How many of the tokens of a charge are the prompt's: as the model told, else as estimated."""
+    return min(charge.tokens, outcome.estimate.prompt if outcome.used is None else outcome.used.input)

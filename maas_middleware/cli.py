@@ -1,4 +1,4 @@
-"""`maas-gateway serve`, `maas-gateway check` and `maas-gateway new-key`."""
+"""`maas-gateway serve`, `maas-gateway check`, `maas-gateway new-key` and `maas-gateway rotate-key`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,40 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 
 from . import __version__
 from .assembly import Parts
 from .endpoints import ENDPOINTS, Endpoint
 from .preset import gateway
 from .providers.keys import SigningKeys
-from .settings import ConfigurationError, Problem, Settings, counters_of, load_settings, warnings_of
+from .providers.rotation import LONGEST_LIFETIME_DAYS, KeyFile, KeyState
+from .settings import (
+    ConfigurationError,
+    Problem,
+    Settings,
+    counters_of,
+    load_settings,
+    signing_keys_path,
+    store_of,
+    warnings_of,
+)
 from .tiers import Tier
 
 logger = logging.getLogger("maas_middleware")
 
 _GRACE_SECONDS = 30
+_WAIT_FOR_READERS = """\
+Next: wait until every replica has read the file (a second after it was put there; a Kubernetes Secret takes up to two
+minutes to get there), and until others that verify with /.well-known/jwks.json have fetched that again. Then:"""
+_WAIT_FOR_EXPIRY = f"""\
+Next: wait until every token that the key before it signed has expired: {LONGEST_LIFETIME_DAYS} days, or what
+`api_keys.maximum_expiration` and `tokens.maximum_expiration` say at most. Then:"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     if options.command == "new-key":
-        return _new_key(options.file)
+        return _with_keys(options.file, _new_key)
+    if options.command == "rotate-key":
+        return _with_keys(options.file, _STEPS[options.step], options.key)
     try:
         settings = load_settings(config=options.config)
         return _serve(options, settings) if options.command == "serve" else _check(settings)
@@ -54,16 +74,70 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--ssl-keyfile", metavar="FILE")
     new_key = commands.add_parser("new-key", help="make a file for tokens.signing_keys_file, with one key")
     new_key.add_argument("file", metavar="FILE", type=Path)
+    rotate_key = commands.add_parser("rotate-key", help="exchange the key of such a file, in steps: docs/keys.md")
+    rotate_key.add_argument("file", metavar="FILE", type=Path)
+    rotate_key.set_defaults(key=None)
+    _add_steps(rotate_key)
     return parser
 
 
-def _new_key(path: Path) -> int:
+def _add_steps(rotate_key: argparse.ArgumentParser) -> None:
+    steps = rotate_key.add_subparsers(dest="step", required=True)
+    steps.add_parser("list", help="tell which key signs, and what the others are for")
+    steps.add_parser("publish", help="add a new key, which verifies and does not sign yet")
+    sign = steps.add_parser("sign", help="let the published key sign")
+    sign.add_argument("--key", metavar="KID", help="default: what was published last and has not signed yet")
+    retire = steps.add_parser("retire", help="drop an old key: the tokens that it signed end")
+    default = f"what stopped signing first, at least {LONGEST_LIFETIME_DAYS} days ago"
+    retire.add_argument("--key", metavar="KID", help=f"default: {default}")
+
+
+def _with_keys(path: Path, act: Callable[..., None], *arguments: str | None) -> int:
     try:
-        SigningKeys.generate().save(path)
-    except OSError as error:
-        print(f"{path}: {error.strerror}", file=sys.stderr)
+        act(path, *arguments)
+    except (ValueError, OSError) as error:
+        print(f"{path}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _new_key(path: Path) -> None:
+    SigningKeys.generate().save(path)
+
+
+def _list_keys(path: Path, _: str | None) -> None:
+    for index, state in enumerate(KeyFile(path).states()):
+        print(f"{state.key_id}: {'signs' if index == 0 else _past(state)}")
+
+
+def _past(state: KeyState) -> str:
+    if state.stopped_signing_at is None:
+        return "verifies, and has not signed as far as the file tells"
+    stopped = datetime.fromtimestamp(state.stopped_signing_at, UTC)
+    return f"verifies, stopped signing at {stopped:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _publish_key(path: Path, _: str | None) -> None:
+    print(f"{KeyFile(path).publish()} was published: it verifies, and does not sign yet.")
+    print(f"{_WAIT_FOR_READERS}\n    {_command(path)} sign")
+
+
+def _command(path: Path) -> str:
+    return f"maas-gateway rotate-key {quote(str(path))}"
+
+
+def _sign_with_key(path: Path, key_id: str | None) -> None:
+    file = KeyFile(path)
+    print(f"{file.sign(key_id)} signs from now on.")
+    print(f"{_WAIT_FOR_EXPIRY}\n    {_command(path)} retire --key={quote(file.states()[1].key_id)}")
+
+
+def _retire_key(path: Path, key_id: str | None) -> None:
+    print(f"{KeyFile(path).retire(key_id)} was dropped.")
+    print("What it signed is refused by each replica within a second after the file got there.")
+
+
+_STEPS = {"list": _list_keys, "publish": _publish_key, "sign": _sign_with_key, "retire": _retire_key}
 
 
 def _check(settings: Settings) -> int:
@@ -77,7 +151,7 @@ def _check(settings: Settings) -> int:
     for what, endpoints in groupby(ENDPOINTS, partial(_meaning, parts.tiers.current())):
         print(f"{what}: {', '.join(endpoint.path for endpoint in endpoints)}")
     try:
-        parts.gateway()
+        parts.check_gateway()
     except ConfigurationError as error:
         print(f"fit to be mounted in an inference app, but not for `maas-gateway serve`:\n{error}")
     for warning in warnings_of(settings):
@@ -98,16 +172,21 @@ def _meaning(tiers: Sequence[Tier], endpoint: Endpoint) -> str:
     return f"{endpoint.kind}{dialect}" + (f", not for {', '.join(lacking)}" if lacking else "")
 
 
+def _check_workers(count: int, settings: Settings) -> None:
+    if signing_keys_path(settings) is None:
+        message = "several workers need one key: without it each would refuse the tokens of the others"
+        raise ConfigurationError([Problem("tokens.signing_keys_file", message)])
+    own = {"limits": counters_of(settings), "revocations": store_of(settings)}
+    if alone := [what for what, url in own.items() if url == "memory://"]:
+        logger.warning("%d workers: each has %s of its own", count, " and ".join(alone))
+
+
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     if importlib.util.find_spec("uvicorn") is None:
         print("uvicorn is missing: pip install 'maas-middleware[gateway]'", file=sys.stderr)
         return 1
-    if options.workers > 1 and settings.tokens.signing_keys_file is None:
-        message = "several workers need one key: without it each would refuse the tokens of the others"
-        raise ConfigurationError([Problem("tokens.signing_keys_file", message)])
     if options.workers > 1:
-        own = "limits and revocations" if counters_of(settings) == "memory://" else "revocations"
-        logger.warning("%d workers: each has %s of its own", options.workers, own)
+        _check_workers(options.workers, settings)
     if options.config is not None:
         os.environ["MAAS_CONFIG"] = options.config  # inherited by the workers
 

@@ -100,7 +100,7 @@ class NoTier(MaaSError):
 
 
 class RateLimitExceeded(MaaSError):
-    """A limit of the caller's tier is used up."""
+    """A limit of the caller's tier is used up, or a throttle's."""
 
 
 class AuthUnavailable(MaaSError):

@@ -1,4 +1,4 @@
-"""Access tokens: what is in them, how long they may live, and the protocols of those who mint and keep them."""
+"""Access tokens: what is in them, how long they may live, and the protocol of whoever mints them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class MintedToken:
-    """A signed token (a secret) and what it says."""
+    """A signed token (a secret), what it says, and the groups that it holds."""
 
     token: str
     claims: Claims
+    groups: tuple[str, ...] = ()
 
     @property
     def expiration(self) -> str:
@@ -51,36 +52,6 @@ class TokenMinter(Protocol):
 
     def mint(self, identity: Identity, lifetime: int, generation: int, /) -> MintedToken:
         """Sign a token for `lifetime` seconds."""
-        ...
-
-
-class Revocations(Protocol):
-    """Tells which tokens are revoked. Asked on every request."""
-
-    async def generation(self, owner: str, /) -> int:
-        """The owner's generation: tokens of an older one are revoked."""
-        ...
-
-    async def is_revoked(self, claims: Claims, /) -> bool:
-        """Whether the token or its generation was revoked.
-
-        Raises:
-            StoreUnavailable: the answer is older than what may be relied on.
-        """
-        ...
-
-
-class TokenStore(Revocations, Protocol):
-    """Keeps what was minted and what was revoked."""
-
-    async def record(self, claims: Claims, /) -> None: ...
-
-    async def revoke(self, owner: str, token_id: str, /) -> bool:
-        """Revoke one token; False where the owner has none of that id."""
-        ...
-
-    async def revoke_all(self, owner: str, /) -> None:
-        """Revoke everything that was minted for the owner until now."""
         ...
 
 

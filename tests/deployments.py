@@ -15,6 +15,8 @@ from maas_middleware.testing.model import SimulatedModel
 
 from .servers import serving
 
+# a test asks from one address more often than people do
+UNTHROTTLED = dict.fromkeys(("mints", "failed_credentials", "control_requests"), "unlimited")
 USERS = {
     "sha256~free": ClusterUser("fay", ("system:authenticated:oauth",)),
     "sha256~premium": ClusterUser("pat", ("premium-group", "system:authenticated:oauth")),
@@ -68,7 +70,12 @@ async def deployed(
             {"id": "simulator", "name": "Simulator Model", "tiers": "all", "upstreams": [simulator_url]},
             {"id": "qwen3", "tiers": qwen3_tiers, "upstreams": [qwen3_url]},
         ]
-        config: dict[str, Any] = {"openshift": {"api_url": cluster_url}, "models": models, **overrides}
+        config: dict[str, Any] = {
+            "openshift": {"api_url": cluster_url},
+            "models": models,
+            "throttles": UNTHROTTLED,
+            **overrides,
+        }
         settings = load_settings({}, **config)
         url = await servers.enter_async_context(serving(gateway(settings), lifespan="on"))
         client = await servers.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10))

@@ -7,9 +7,10 @@ import re
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +31,23 @@ class GatewayProcess:
         return self.process.wait(timeout=10)
 
 
-def running_gateway(*arguments: str) -> AbstractContextManager[GatewayProcess]:
-    """Run the example gateway as its script does, on a free port, and end it."""
-    return running(str(ROOT / "scripts" / "gateway"), *arguments)
+@contextmanager
+def running_gateway(*arguments: str, **environ: str) -> Iterator[GatewayProcess]:
+    """Run the example gateway as its script does, on a free port and with a database of its own, and end it."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = str(ROOT / "scripts" / "gateway")
+        with running(script, *arguments, MAAS_STORE=f"sqlite:///{folder}/maas.db", **environ) as gateway:
+            yield gateway
 
 
 @contextmanager
-def running(*command: str) -> Iterator[GatewayProcess]:
+def running(*command: str, **environ: str) -> Iterator[GatewayProcess]:
     """Run a command that serves a gateway, and end it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PORT": str(port)},
+        env={**os.environ, "PORT": str(port), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -150,7 +150,11 @@ def test_new_key_is_for_its_owner_alone_and_overwrites_nothing(
     assert capsys.readouterr().err == f"{keys}: File exists\n"
 
 
-def test_several_workers_need_a_common_signing_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_workers_need_a_common_signing_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAAS_STORE", "memory://")
+
     assert main(["serve", "--config", EXAMPLE, "--workers", "2"]) == 1
 
     assert capsys.readouterr().err.startswith("tokens.signing_keys_file: several workers need one key")

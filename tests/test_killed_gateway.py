@@ -11,7 +11,7 @@ import anyio
 import httpx
 import pytest
 
-from maas_middleware import Limit, RedisLedger, Subject, Verdict
+from maas_middleware import Limit, RedisLedger, SigningKeys, Subject, Verdict
 from maas_middleware.testing.cluster import ClusterUser, StandInCluster
 from maas_middleware.testing.model import SimulatedModel
 
@@ -25,6 +25,7 @@ LOGIN = "sha256~alice"
 CONFIG = """
 openshift: {{api_url: {cluster}}}
 counters: {counters}
+tokens: {{signing_keys_file: {keys}}}
 tiers:
   - name: free
     groups: ["system:authenticated"]
@@ -65,7 +66,9 @@ async def test_what_a_killed_gateway_held_lapses_and_its_request_stays_counted(
         httpx.AsyncClient(timeout=10) as client,
     ):
         counters = f"redis://127.0.0.1:{redis.port}/0"
-        config.write_text(CONFIG.format(cluster=cluster, counters=counters, model=model))
+        keys = tmp_path / "keys.json"
+        SigningKeys.generate().save(keys)
+        config.write_text(CONFIG.format(cluster=cluster, counters=counters, keys=keys, model=model))
         command = [sys.executable, "-m", "maas_middleware", "serve", "--port", "0", "--config", str(config)]
         with running(*command) as gateway:
             url = f"http://127.0.0.1:{gateway.port}"

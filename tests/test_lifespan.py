@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware._lifespan import run_lifespan
+from maas_middleware._lifespan import Service, run_lifespan
 from tests.servers import serving
 
 STARTUP_COMPLETE: Message = {"type": "lifespan.startup.complete"}
@@ -19,7 +19,22 @@ SHUTDOWN_COMPLETE: Message = {"type": "lifespan.shutdown.complete"}
 SHUTDOWN_FAILED: Message = {"type": "lifespan.shutdown.failed", "message": "stuck"}
 
 
-async def lifespan_of(app: ASGIApp) -> list[str]:
+RunWith = Callable[[ASGIApp, Scope, Receive, Send, Callable[[], Awaitable[None]]], Awaitable[None]]
+
+
+async def plainly(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, close: Callable[[], Awaitable[None]]
+) -> None:
+    await run_lifespan(app, scope, receive, send, close=close)
+
+
+async def as_a_service(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, close: Callable[[], Awaitable[None]]
+) -> None:
+    await Service(app, app, running=[anyio.sleep_forever], closing=[close])(scope, receive, send)
+
+
+async def lifespan_of(app: ASGIApp, run_with: RunWith = plainly) -> list[str]:
     """Serve an app's lifespan as a server does; what happened, in order: what the server heard, `serving`, `close`."""
     journal: list[str] = []
     scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
@@ -36,7 +51,7 @@ async def lifespan_of(app: ASGIApp) -> list[str]:
 
     async def run() -> None:
         try:
-            await run_lifespan(app, scope, from_server.receive, send, close=close)
+            await run_with(app, scope, from_server.receive, send, close)
         except RuntimeError:
             journal.append("raised")
         started.set()
@@ -134,6 +149,12 @@ async def raises_behind_everything(scope: Scope, receive: Receive, send: Send) -
     raise RuntimeError("too late")
 
 
+@pytest.fixture(params=[plainly, as_a_service], ids=["plainly", "as-a-service"])
+def run_with(request: pytest.FixtureRequest) -> RunWith:
+    chosen: RunWith = request.param
+    return chosen
+
+
 WHOLE = ["startup.complete", "serving", "close", "shutdown.complete"]
 
 
@@ -164,9 +185,9 @@ WHOLE = ["startup.complete", "serving", "close", "shutdown.complete"]
     ],
 )
 async def test_resources_are_closed_exactly_once_and_before_the_server_hears_of_the_shutdown(
-    app: ASGIApp, expected: list[str]
+    app: ASGIApp, expected: list[str], run_with: RunWith
 ) -> None:
-    journal = await lifespan_of(app)
+    journal = await lifespan_of(app, run_with)
 
     assert journal == expected
     assert journal.count("close") == 1
@@ -256,3 +277,68 @@ async def test_resources_are_open_while_uvicorn_serves_and_closed_before_it_ends
         assert (await client.get(url)).status_code == 404
 
     assert journal == expected
+
+
+class Running:
+    """Something that runs in the background, and tells when."""
+
+    def __init__(self, journal: list[str]) -> None:
+        self._journal = journal
+
+    async def __call__(self) -> None:
+        self._journal.append("runs")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._journal.append("ends")
+
+
+async def test_what_runs_while_a_service_lives_ends_before_anything_is_closed() -> None:
+    journal: list[str] = []
+
+    async def close() -> None:
+        journal.append("close")
+
+    async def run_with(app: ASGIApp, scope: Scope, receive: Receive, send: Send, _: object) -> None:
+        await Service(app, app, running=[Running(journal), Running(journal)], closing=[close])(scope, receive, send)
+
+    heard = await lifespan_of(completes, run_with)
+
+    assert heard == ["startup.complete", "serving", "shutdown.complete"]
+    assert journal == ["runs", "runs", "ends", "ends", "close"]
+
+
+async def test_service_whose_server_gives_it_up_ends_what_runs() -> None:
+    journal: list[str] = []
+    service = Service(completes, completes, running=[Running(journal)])
+
+    async def receive() -> Message:
+        await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+        await anyio.sleep_forever()
+        raise AssertionError("not reached")
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing was begun")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(service, {"type": "lifespan"}, receive, send)
+
+    assert journal == ["runs", "ends"]
+
+
+async def test_resources_are_closed_the_last_first_whatever_happens_to_another() -> None:
+    journal: list[str] = []
+
+    def closing(name: str) -> Callable[[], Awaitable[None]]:
+        async def close() -> None:
+            journal.append(name)
+            raise OSError(name)
+
+        return close
+
+    with pytest.raises(OSError, match="first"):
+        await Service(completes, completes, closing=[closing("first"), closing("last")]).aclose()
+
+    assert journal == ["last", "first"]

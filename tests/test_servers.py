@@ -19,12 +19,16 @@ COMMANDS = re.findall(r"^((?:uvicorn|granian|hypercorn) .*)$", (ROOT / "README.m
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.partition(" ")[0]))
-def test_command_of_the_readme_serves_the_gateway(command: str) -> None:
+def test_command_of_the_readme_serves_the_gateway(command: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     program, *arguments = shlex.split(command)
     bind = ["--bind", f"127.0.0.1:{port}"] if program == "hypercorn" else ["--port", port]
-    environment = {**os.environ, "MAAS_CONFIG": "examples/gateway/maas.yaml"}
+    environment = {
+        **os.environ,
+        "MAAS_CONFIG": "examples/gateway/maas.yaml",
+        "MAAS_STORE": f"sqlite:///{tmp_path}/m.db",
+    }
     process = subprocess.Popen(
         [Path(sys.executable).with_name(program), *arguments, *bind],
         cwd=ROOT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from maas_middleware import SigningKeys, gateway, load_settings
 from maas_middleware.testing.cluster import StandInCluster
 from maas_middleware.testing.model import SimulatedModel
 
-from .deployments import USERS, bearer, chat
+from .deployments import UNTHROTTLED, USERS, bearer, chat
 from .ledgers.redis_server import RedisServer, running_redis
 from .processes import running
 from .servers import serving
@@ -96,7 +97,16 @@ async def served(
             {"id": "simulator", "tiers": "all", "upstreams": [model_url], "limits": limits or {}},
             {"id": "other", "tiers": "all", "upstreams": [model_url], "upstream_model": "simulator"},
         ]
-        config = {"openshift": {"api_url": cluster_url}, "models": models, "tiers": [crew], **settings}
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        SigningKeys.generate().save(directory / "keys.json")
+        config = {
+            "openshift": {"api_url": cluster_url},
+            "tokens": {"signing_keys_file": str(directory / "keys.json")},
+            "models": models,
+            "tiers": [crew],
+            "throttles": UNTHROTTLED,
+            **settings,
+        }
 
         async def keep(answer: httpx.Response) -> None:
             service.answers.append(answer)

@@ -25,7 +25,7 @@ from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.testing.cluster import API_AUDIENCE, ClusterUser, StandInCluster
 from maas_middleware.testing.model import SimulatedModel
 
-from .deployments import USERS, bearer, chat
+from .deployments import UNTHROTTLED, USERS, bearer, chat
 from .hostile.scripts import said
 from .parts import Answering, json_answer
 from .raw_upstream import chunk, chunked_head, raw_upstream
@@ -123,6 +123,8 @@ async def tuned(directory: Path, keys: SigningKeys) -> AsyncIterator[Service]:
                 "minimum_expiration": "1m",
                 "maximum_expiration": "48h",
             },
+            api_keys={"default_expiration": "1h", "maximum_expiration": "2h", "maximum_count": 2},
+            throttles=UNTHROTTLED,
             models=[{"id": "m", "tiers": "all", "upstreams": [model_url]}],
             ietf_rate_limit_headers=True,
         )
@@ -152,7 +154,9 @@ async def plain(directory: Path, keys: SigningKeys) -> AsyncIterator[Service]:
                 "review": "users-self",
                 "timeout": 1,
             },
-            tokens={"signing_keys_file": str(directory / "keys.json"), "maximum_expiration": "5h"},
+            tokens={"signing_keys_file": str(directory / "keys.json"), "maximum_expiration": "4h"},
+            api_keys={"default_expiration": "4h", "maximum_expiration": "5h"},
+            throttles=UNTHROTTLED,
             proxy={"connect_timeout": 0.3, "first_byte_timeout": 0.5, "idle_timeout": 0.4, "body_timeout": 0.2},
             models=[{"id": name, "tiers": "all", "upstreams": [url]} for name, url in servers.items()],
             trusted_proxies=["127.0.0.1"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._asgi import serve
-from ..errors import MethodNotAllowed
+from ..errors import MethodNotAllowed, StoreUnavailable
 
 
 class DocumentApp:
@@ -23,8 +23,7 @@ class DocumentApp:
         await serve(scope, receive, send, self._respond)
 
     async def _respond(self, request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed("GET", "HEAD")
+        _check_method(request)
         return JSONResponse(self._document())
 
 
@@ -33,11 +32,35 @@ def health_app() -> DocumentApp:
     return DocumentApp(lambda: {"status": "healthy"})
 
 
-def ready_app(degraded: Callable[[], Sequence[str]]) -> DocumentApp:
-    """`{"status": "ready"}`, with `"degraded": [...]` naming what works only in part, from what is known already."""
+class ReadyApp:
+    """`{"status": "ready"}`, with `"degraded": [...]` naming what works only in part, from what is known already.
 
-    def document() -> dict[str, Any]:
-        troubles = list(degraded())
-        return {"status": "ready", "degraded": troubles} if troubles else {"status": "ready"}
+    503 `store_unavailable` while nobody can be served.
 
-    return DocumentApp(document)
+    Args:
+        is_usable: whether anybody can be; default: always.
+    """
+
+    def __init__(
+        self,
+        *,
+        degraded: Callable[[], Sequence[str]],
+        is_usable: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._degraded = degraded
+        self._is_usable = is_usable
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(scope, receive, send, self._respond)
+
+    async def _respond(self, request: Request) -> Response:
+        _check_method(request)
+        if self._is_usable is not None and not await self._is_usable():
+            raise StoreUnavailable("Nobody can be served until the store of tokens answers")
+        troubles = list(self._degraded())
+        return JSONResponse({"status": "ready", "degraded": troubles} if troubles else {"status": "ready"})
+
+
+def _check_method(request: Request) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("GET", "HEAD")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import struct
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import anyio
 from limits.errors import StorageError
 
 from ..errors import StoreUnavailable
@@ -110,7 +110,7 @@ class RedisLedger:
         numbers = _NUMBERS.pack(now_ms, self._lease_ms, _bounded(first), _bounded(second), _bounded(third))
         layout = _layout(subject.requests, subject.tokens)
         try:
-            async with asyncio.timeout(self._timeout):
+            with anyio.fail_after(self._timeout):  # redis-py may swallow the one cancellation of asyncio.timeout
                 return await self._storage.run(
                     key, key + b":l", key + b":d:" + lease, operation, lease, numbers + layout.packed
                 )

@@ -12,12 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_MESSAGES, new_id, reject, with_headers
 from .._leases import LEDGER_SECONDS, Leases, peek
+from .._recorder import UsageRecorder
 from ..admission import Admission, after_failure, after_use, limit_exceeded
-from ..charging import Estimate, Outcome, charge_for, estimated_tokens, is_failure
+from ..charging import Estimate, Outcome, charge_for, estimated_tokens, input_tokens, is_failure
 from ..context import MaaSContext, ensure_context, required
 from ..entitlement import subjects_of
 from ..errors import AccessDenied, MaaSError
-from ..limiting import Demand, Headers, Ledger, Subject, Verdict, limit_headers
+from ..limiting import Charge, Demand, Headers, Ledger, Subject, Verdict, limit_headers
 from ..tiers import Tier
 from ..usage import TokenUsage
 
@@ -46,6 +47,7 @@ class RateLimitMiddleware:
             may bring a user over the limit.
         ledger_timeout: seconds that a call of the ledger may take, which is one for each budget; a request that it
             does not admit by then is answered with 503.
+        recorder: notes every charge as use of the caller, on the model; default: nothing is recorded.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RateLimitMiddleware:
         jitter: Callable[[], float] = random.random,
         strict: bool = False,
         ledger_timeout: float = LEDGER_SECONDS,
+        recorder: UsageRecorder | None = None,
     ) -> None:
         self.app = app
         self._ledger = ledger
@@ -68,6 +71,7 @@ class RateLimitMiddleware:
         self._strict = strict
         self._ledger_timeout = ledger_timeout
         self._leases = Leases(ledger, clock, ledger_timeout)
+        self._recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -93,8 +97,13 @@ class RateLimitMiddleware:
         except MaaSError as error:
             await reject(scope, receive, send, error)
             return
-        metered = _Metered(context, admission, estimate, self._leases, self._limit_headers)
-        await metered.run(self.app, scope, receive, send)
+        note = None if self._recorder is None else partial(self._recorder.note, identity.key)
+        metered = _Metered(context, admission, estimate, self._leases, self._limit_headers, note)
+        try:
+            await metered.run(self.app, scope, receive, send)
+        finally:
+            if self._recorder is not None:
+                await self._recorder.after_request()
 
     async def _tell(self, subjects: Sequence[Subject], send: Send) -> None:
         admission = await peek(self._ledger, subjects, self._ledger_timeout)
@@ -125,12 +134,14 @@ class _Metered:
         estimate: Estimate,
         leases: Leases,
         limit_headers: Callable[[Verdict], Headers],
+        note: Callable[[str, Charge, int], None] | None,
     ) -> None:
         self._context = context
         self._admission = admission
         self._estimate = estimate
         self._leases = leases
         self._limit_headers = limit_headers
+        self._note = note
         self._status: int | None = None
         self._complete = False
         self._client_left = False
@@ -186,7 +197,11 @@ class _Metered:
             outcome = self._outcome()
             if outcome.lacks_usage:
                 logger.info("request %s was answered without usage", self._context.request_id)
-            await self._leases.settle(self._admission.leases, charge_for(outcome))
+            charge = charge_for(outcome)
+            if self._note is not None:
+                model = self._context.model
+                self._note("" if model is None else model.id, charge, input_tokens(charge, outcome))
+            await self._leases.settle(self._admission.leases, charge)
 
     def _outcome(self) -> Outcome:
         context = self._context

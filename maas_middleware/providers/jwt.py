@@ -6,14 +6,16 @@ import base64
 import secrets
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jwt
 import msgspec
 
 from ..errors import InvalidCredentials
 from ..identity import Identity, Scope, credential
-from ..tokens import Claims, MintedToken, Revocations, fitting_groups
+from ..token_store import Revocations
+from ..tokens import Claims, MintedToken, fitting_groups
+from ._verified_tokens import VerifiedToken, VerifiedTokens
 from .keys import ALGORITHM, SigningKeys
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKEN_TYPE = "at+jwt"  # RFC 9068
 _CLOCK_SKEW_SECONDS = 5
+_REMEMBERED_SECONDS = 30.0
+_REMEMBERED_TOKENS = 10_000
 _RESTRICTION = "An access token cannot manage tokens: use the token that you logged in with"
 
 
@@ -32,8 +36,8 @@ class _Payload(msgspec.Struct):
     iat: int
     nbf: int
     exp: int
-    jti: str
-    gen: int
+    jti: Annotated[str, msgspec.Meta(min_length=1)]
+    gen: Annotated[int, msgspec.Meta(ge=0)]
     groups: list[str]
 
 
@@ -45,6 +49,7 @@ class JWTMinter:
     """Signs access tokens (RFC 9068): ES256, with `typ: at+jwt` and a `kid`. The tier is not in them.
 
     Args:
+        keys: the first of them signs; a function returns those in force, as `WatchedKeys.current` does.
         named_groups: the groups that tiers and administrators are decided by. Where all groups of a user take more
             than 4 KiB, a token holds only those.
         clock: seconds since the epoch.
@@ -53,14 +58,14 @@ class JWTMinter:
     def __init__(
         self,
         *,
-        keys: SigningKeys,
+        keys: SigningKeys | Callable[[], SigningKeys],
         issuer: str = "maas-middleware",
         audience: str = "maas",
         named_groups: Callable[[], Collection[str]] = frozenset,
         clock: Callable[[], float] = time.time,
         id_factory: Callable[[], str] = _new_id,
     ) -> None:
-        self._keys = keys
+        self._keys = keys if callable(keys) else lambda: keys
         self._issuer = issuer
         self._audience = audience
         self._named_groups = named_groups
@@ -81,69 +86,95 @@ class JWTMinter:
             gen=generation,
             groups=list(fitting_groups(identity.groups, self._named_groups())),
         )
-        headers = {"kid": self._keys.key_id, "typ": TOKEN_TYPE}
-        token = jwt.encode(msgspec.to_builtins(payload), self._keys.key, ALGORITHM, headers=headers)
-        return MintedToken(token, _claims(payload))
+        keys = self._keys()
+        headers = {"kid": keys.key_id, "typ": TOKEN_TYPE}
+        token = jwt.encode(msgspec.to_builtins(payload), keys.key, ALGORITHM, headers=headers)
+        return MintedToken(token, _claims(payload), tuple(payload.groups))
 
 
 class JWTProvider:
     """Accepts the tokens that `JWTMinter` signed with the same keys, issuer and audience.
 
-    A token whose unverified `iss` is another is left to the next provider; one of ours never is, however broken.
+    A token whose unverified `iss` is another is left to the next provider; one of ours never is, however broken. A
+    signature is verified once in 30 seconds; expiry and revocation are looked at on every request.
 
     Args:
+        keys: any of them verifies; a function returns those in force, the same object until they change.
         maximum_lifetime: seconds; a token that claims to live longer is not ours.
+        used: called with the id of each token that was accepted (on every request, so it has to be fast).
         clock: seconds since the epoch.
     """
 
     def __init__(
         self,
         *,
-        keys: SigningKeys,
+        keys: SigningKeys | Callable[[], SigningKeys],
         issuer: str = "maas-middleware",
         audience: str = "maas",
         revocations: Revocations,
         maximum_lifetime: int = 24 * 3600,
+        used: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._keys = keys
+        self._keys = keys if callable(keys) else lambda: keys
         self._issuer = issuer
         self._audience = audience
         self._revocations = revocations
         self._maximum_lifetime = maximum_lifetime
+        self._used = used
         self._clock = clock
+        self._verified = VerifiedTokens(maximum=_REMEMBERED_TOKENS, seconds=_REMEMBERED_SECONDS, clock=clock)
 
     async def identify(self, scope: Scope, /) -> Identity | None:
         token = credential(scope)
-        if token is None or _unverified_issuer(token) != self._issuer:
+        if token is None or (verified := self._known(token)) is None:
             return None
+        if await self._revocations.is_revoked(verified.claims):
+            raise InvalidCredentials("revoked")
+        if self._used is not None:
+            self._used(verified.claims.id)
+        return verified.identity
+
+    def _known(self, token: str) -> VerifiedToken | None:
+        keys = self._keys()
+        if (remembered := self._verified.get(token, keys)) is not None:
+            self._check_times(remembered)
+            return remembered
+        if _unverified_issuer(token) != self._issuer:
+            return None
+        verified = self._verify(token, keys)
+        self._check_times(verified)
+        self._verified.keep(token, keys, verified)
+        return verified
+
+    def _verify(self, token: str, keys: SigningKeys) -> VerifiedToken:
         try:
-            payload = self._verify(token)
-            claims = _claims(payload)
+            payload = self._payload(token, keys)
+            identity = Identity(payload.idp, payload.sub, tuple(payload.groups), restriction=_RESTRICTION)
         except (jwt.PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
             raise InvalidCredentials("malformed") from None
-        self._check_times(payload)
-        if await self._revocations.is_revoked(claims):
-            raise InvalidCredentials("revoked")
-        return Identity(payload.idp, payload.sub, tuple(payload.groups), restriction=_RESTRICTION)
+        return VerifiedToken(_claims(payload), max(payload.nbf, payload.iat), identity)
 
-    def _verify(self, token: str) -> _Payload:
+    def _payload(self, token: str, keys: SigningKeys) -> _Payload:
         # what PyJWT checks against its own clock, or takes as text, is checked below
         options: Options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False, "strict_aud": True}
         header = jwt.get_unverified_header(token)
-        key = self._keys.public(header.get("kid", ""))
+        key = keys.public(header.get("kid", ""))
         if key is None or header.get("typ") != TOKEN_TYPE:
             raise InvalidCredentials("unknown")
+        # not every PyJWT that we take refuses what is critical and unknown to it (RFC 7515, section 4.1.11)
+        if "crit" in header or not _is_canonical(token.rpartition(".")[2]):
+            raise InvalidCredentials("malformed")
         claims = jwt.decode(token, key, [ALGORITHM], issuer=self._issuer, audience=self._audience, options=options)
         return msgspec.convert(claims, _Payload)
 
-    def _check_times(self, payload: _Payload) -> None:
-        now = self._clock()
-        if payload.exp <= now:
+    def _check_times(self, token: VerifiedToken) -> None:
+        now, claims = self._clock(), token.claims
+        if claims.expires_at <= now:
             raise InvalidCredentials("expired")
         if (
-            max(payload.nbf, payload.iat) > now + _CLOCK_SKEW_SECONDS
-            or payload.exp - payload.iat > self._maximum_lifetime
+            token.not_before > now + _CLOCK_SKEW_SECONDS
+            or claims.expires_at - claims.issued_at > self._maximum_lifetime
         ):
             raise InvalidCredentials("malformed")
 
@@ -153,6 +184,12 @@ def _claims(payload: _Payload) -> Claims:
     return Claims(payload.jti, owner, payload.gen, payload.iat, payload.exp)
 
 
+# a signature does not cover how itself is written
+def _is_canonical(segment: str) -> bool:
+    decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    return base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() == segment
+
+
 def _unverified_issuer(token: str) -> object:
     parts = token.split(".")
     if len(parts) < 2:
@@ -160,5 +197,7 @@ def _unverified_issuer(token: str) -> object:
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         return msgspec.json.decode(payload, type=dict[str, Any]).get("iss")
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except RecursionError:  # of whatever issuer it is
+        raise InvalidCredentials("malformed") from None
+    except (msgspec.MsgspecError, ValueError):
         return None

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from jwt.algorithms import ECAlgorithm
+
+from . import _private_files
 
 ALGORITHM = "ES256"
 
@@ -51,10 +54,32 @@ class SigningKeys:
             ValueError: it is not such a set, or others than the owner may read the file.
             OSError: it cannot be read.
         """
-        if path.stat().st_mode & 0o077:
-            raise ValueError("may be read by others than its owner: its mode must be 0600")
+        return cls.from_jwks(read_private(path))
+
+    @classmethod
+    def load_or_make(cls, path: Path) -> SigningKeys:
+        """Read a file as `load` does; where there is none, make one with a fresh key.
+
+        Of several processes that start at once, all get the key of the one that was first.
+
+        Raises:
+            ValueError: the file is refused, as by `load`.
+            OSError: it can be neither read nor made.
+        """
+        with suppress(FileExistsError):
+            if not path.exists():
+                cls.generate().save(path)
+        return cls.load(path)
+
+    @classmethod
+    def from_jwks(cls, text: str | bytes) -> SigningKeys:
+        """The keys of a JWK set (RFC 7517), as JSON.
+
+        Raises:
+            ValueError: it is not one of private P-256 keys, each with a `kid` of its own.
+        """
         try:
-            entries = [(entry["kid"], ECAlgorithm.from_jwk(entry)) for entry in json.loads(path.read_text())["keys"]]
+            entries = [(entry["kid"], ECAlgorithm.from_jwk(entry)) for entry in json.loads(text)["keys"]]
         except (ValueError, KeyError, TypeError, RecursionError, jwt.InvalidKeyError):
             entries = []
         keys = [(key_id, key) for key_id, key in entries if _is_key_id(key_id) and _is_private(key)]
@@ -70,15 +95,30 @@ class SigningKeys:
         """The public keys as a JWK set (RFC 7517)."""
         return _jwks(self._public)
 
+    def private_jwks(self) -> dict[str, Any]:
+        """The private keys as a JWK set: a secret."""
+        return _jwks(self._private)
+
     def save(self, path: Path) -> None:
-        """Write the private keys to a new file that only its owner may read, for `load`.
+        """Write the private keys to a new file that only its owner may read, for `load`. It is there whole or not.
 
         Raises:
             OSError: there is such a file already, or it cannot be written.
         """
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(_jwks(self._private), file, indent=2)
+        _private_files.create(path, json.dumps(self.private_jwks(), indent=2))
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that nobody but its owner may open. The target of a symbolic link is what counts.
+
+    Raises:
+        ValueError: others may.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ValueError("may be read by others than its owner: its mode must be 0600")
+        return file.read()
 
 
 def _jwks(keys: Mapping[str, EllipticCurvePrivateKey | EllipticCurvePublicKey]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import random
 import re
 import secrets
 import ssl
@@ -18,6 +19,7 @@ import msgspec
 from .._cache import Loaded, SingleFlightCache
 from ..errors import InvalidCredentials
 from ..identity import Identity, Scope, credential
+from ..throttling import Attempts, Throttle, address_of
 from ._apiserver import APIServer, CredentialFile
 from ._reviews import TokenReviews, User, UsersSelf
 
@@ -59,6 +61,9 @@ class OpenShiftProvider:
         timeout: seconds for everything that one review takes.
         allow_service_accounts: whether service accounts may mint as users may.
         maximum_cached: how many answers are kept.
+        failures: the throttle by which `IdentityMiddleware` counts credentials that failed, by address. The API server
+            is asked nothing for an address that is over the limit, or would be if all its reviews under way failed.
+        jitter: a number from 0 to 1; up to 5 % is added to the wait of whoever is refused for that.
         clock: seconds, by which answers and the credential grow old.
         wall_clock: seconds since the epoch, which `exp` is compared to.
 
@@ -77,6 +82,8 @@ class OpenShiftProvider:
         timeout: float = 3.0,
         allow_service_accounts: bool = False,
         maximum_cached: int = 10_000,
+        failures: Throttle | None = None,
+        jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -93,6 +100,7 @@ class OpenShiftProvider:
             self._audiences = audiences
         self._allow_service_accounts = allow_service_accounts
         self._wall_clock = wall_clock
+        self._attempts = Attempts(failures, "failed_credentials", jitter=jitter)
         self._key = secrets.token_bytes(32)
         # a review keeps its own time; this deadline is there so that the cache's shield has an end in any case
         self._identities = SingleFlightCache[bytes, Identity | None](
@@ -106,6 +114,7 @@ class OpenShiftProvider:
             InvalidRequest: a header is repeated.
             InvalidCredentials: `malformed`, or `unknown` to the cluster.
             AuthUnavailable: the API server cannot be reached, is slow, refuses us, or answers what is no review.
+            RateLimitExceeded: too many credentials from the same address have failed, or are being reviewed.
         """
         token = credential(scope)
         if token is None:
@@ -115,7 +124,7 @@ class OpenShiftProvider:
             raise InvalidCredentials("malformed")
         audiences = self._audiences if _is_jwt(token) else ()
         key = hmac.digest(self._key, msgspec.json.encode((token, audiences)), "sha256")
-        identity = await self._identities.get(key, partial(self._ask, token, audiences))
+        identity = await self._identities.get(key, partial(self._ask, token, audiences, address_of(scope)))
         if identity is None:
             raise InvalidCredentials("unknown")
         return identity
@@ -124,8 +133,9 @@ class OpenShiftProvider:
         """Close the transport."""
         await self._api_server.aclose()
 
-    async def _ask(self, token: str, audiences: tuple[str, ...]) -> Loaded[Identity | None]:
-        status = await self._reviews.review(token, audiences)
+    async def _ask(self, token: str, audiences: tuple[str, ...], address: str | None) -> Loaded[Identity | None]:
+        async with self._attempts.attempt(address):
+            status = await self._reviews.review(token, audiences)
         meant_for_us = not audiences or not set(audiences).isdisjoint(status.audiences or ())
         if not status.authenticated or status.user is None or not meant_for_us:
             return Loaded(None, _REFUSED_SECONDS)

@@ -108,12 +108,6 @@ def _limits(text: str) -> str:
     return text
 
 
-def _memory(url: str) -> str:
-    if url == "memory://":
-        return url
-    raise ValueError(f"{_named(url)} is not supported by this version; only memory:// is")
-
-
 def counters_url(url: str) -> str:
     """Check where use is counted. What is refused is not quoted: it may hold a password."""
     if url == "memory://":
@@ -126,6 +120,21 @@ def counters_url(url: str) -> str:
         known = False
     if not known or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError(f"{_named(url)} is not like memory://, redis://HOST:PORT/DATABASE or rediss://...")
+    return url
+
+
+def store_url(url: str) -> str:
+    """Check where tokens are kept. What is refused is not quoted: it may hold a password."""
+    if url == "memory://" or re.fullmatch(r"sqlite:///[^?#]*[^?#/]", url):
+        return url
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("postgresql", "postgres") and bool(parts.hostname) and parts.port != 0
+        known = known and re.fullmatch(r"/[^/]+", parts.path) is not None
+    except ValueError:
+        known = False
+    if not known or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"{_named(url)} is not like memory://, sqlite:///PATH or postgresql://HOST:PORT/DATABASE")
     return url
 
 
@@ -158,7 +167,7 @@ Positive = Annotated[int, _checked(_positive)]
 NotNegative = Annotated[int, _checked(_not_negative)]
 Peer = Annotated[str, _checked(_peer)]
 LimitText = Annotated[str, _checked(_limits)]
-MemoryUrl = Annotated[str, _checked(_memory)]
 CountersUrl = Annotated[str, _checked(counters_url)]
+StoreUrl = Annotated[str, _checked(store_url)]
 File = Annotated[str, _checked(_file)]
 CAFile = Annotated[str, _checked(_authorities)]

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 
 from ..tiers import Tier
+from .assembling import validated
 from .loading import ConfigurationError
-from .sections import Settings, tiers_of, validated
+from .sections import Settings
+from .values import tiers_of
 
 logger = logging.getLogger("maas_middleware")
 

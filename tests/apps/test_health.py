@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from maas_middleware.apps.health import DocumentApp, health_app, ready_app
+from maas_middleware.apps.health import DocumentApp, ReadyApp, health_app
 from maas_middleware.testing.converse import converse
 
 from ..servers import serving
@@ -27,7 +27,7 @@ async def test_health_is_healthy() -> None:
     ],
 )
 async def test_ready_names_what_works_only_in_part(troubles: list[str], document: dict[str, object]) -> None:
-    conversation = await converse(ready_app(lambda: troubles))
+    conversation = await converse(ReadyApp(degraded=lambda: troubles))
 
     assert conversation.status == 200
     assert conversation.json() == document
@@ -35,7 +35,7 @@ async def test_ready_names_what_works_only_in_part(troubles: list[str], document
 
 async def test_document_is_made_anew_for_every_request() -> None:
     troubles: list[str] = []
-    app = ready_app(lambda: troubles)
+    app = ReadyApp(degraded=lambda: troubles)
 
     before = await converse(app)
     troubles.append("counters")
@@ -74,3 +74,28 @@ async def test_other_methods_are_405_and_make_no_document(method: str) -> None:
     assert conversation.header("allow") == "GET, HEAD"
     assert conversation.json()["error"]["code"] == "method_not_allowed"
     assert made == []
+
+
+async def test_ready_is_503_while_nobody_can_be_served() -> None:
+    usable = [True, False, True]
+
+    async def is_usable() -> bool:
+        return usable.pop()
+
+    app = ReadyApp(degraded=lambda: ["counters"], is_usable=is_usable)
+    before, during, after = [await converse(app) for _ in range(3)]
+
+    assert before.status == after.status == 200
+    assert before.json() == {"status": "ready", "degraded": ["counters"]}
+    assert during.status == 503
+    assert during.json()["error"]["code"] == "store_unavailable"
+    assert during.header("retry-after") == "2"
+
+
+async def test_ready_asks_nothing_for_other_methods() -> None:
+    async def is_usable() -> bool:
+        raise AssertionError("asked")
+
+    conversation = await converse(ReadyApp(degraded=list, is_usable=is_usable), "POST", body=b"{}")
+
+    assert conversation.status == 405

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message
 from maas_middleware.apps.tokens import TokensApp
 from maas_middleware.errors import InvalidCredentials
 from maas_middleware.identity import MAXIMUM_TOKEN_BYTES, Identity
+from maas_middleware.ledgers.throttles import MovingWindowThrottle
 from maas_middleware.middleware.identity import IdentityMiddleware
 from maas_middleware.providers.jwt import JWTMinter, JWTProvider
 from maas_middleware.providers.keys import SigningKeys
@@ -18,8 +19,10 @@ from maas_middleware.stores.memory import MemoryTokenStore
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.converse import Conversation, converse, http_scope
 from maas_middleware.testing.identity import StaticIdentityProvider
+from maas_middleware.throttling import Throttle
 from maas_middleware.tiers import GroupTierResolver, Tier
-from maas_middleware.tokens import LifetimePolicy
+from maas_middleware.token_store import TokenRecord
+from maas_middleware.tokens import Claims, LifetimePolicy
 
 NOW = 1_790_000_000
 KEYS = SigningKeys.generate()
@@ -41,14 +44,14 @@ PROVIDER = StaticIdentityProvider(
 class Service:
     """The app with real parts round it."""
 
-    def __init__(self, lifetimes: LifetimePolicy | None = None) -> None:
+    def __init__(self, lifetimes: LifetimePolicy | None = None, throttle: Throttle | None = None) -> None:
         self.clock = FakeClock(NOW)
         self.store = MemoryTokenStore(clock=self.clock)
         minter = JWTMinter(
             keys=KEYS, issuer=ISSUER, audience=AUDIENCE, named_groups=lambda: frozenset(MANY_GROUPS), clock=self.clock
         )
         resolver = GroupTierResolver([Tier("free", groups=("users",))])
-        app = TokensApp(minter=minter, store=self.store, resolver=resolver, lifetimes=lifetimes)
+        app = TokensApp(minter=minter, store=self.store, resolver=resolver, lifetimes=lifetimes, throttle=throttle)
         self.app: ASGIApp = IdentityMiddleware(app, provider=PROVIDER)
         self._tokens = JWTProvider(
             keys=KEYS, issuer=ISSUER, audience=AUDIENCE, revocations=self.store, clock=self.clock
@@ -88,6 +91,7 @@ def assert_refused(conversation: Conversation, status: int, code: str, message: 
     assert conversation.exception is None
     assert conversation.status == status
     assert conversation.header("content-type") == "application/json"
+    assert conversation.header("cache-control") == "no-store"
     error = conversation.json()["error"]
     assert (error["code"], error["message"]) == (code, message)
     assert {key: error[key] for key in more} == more
@@ -127,6 +131,13 @@ async def test_minted_token_stands_for_the_caller_and_cannot_mint(service: Servi
     assert isinstance(identity, Identity)
     assert (identity.key, identity.groups) == ("openshift/alice", ("users",))
     assert identity.restriction is not None
+
+
+async def test_groups_are_recorded_with_the_token(service: Service) -> None:
+    record = await service.store.find("openshift/alice", (await service.mint())["jti"])
+
+    assert record is not None
+    assert (record.kind, record.name, record.groups) == ("access_token", "", ("users",))
 
 
 async def test_every_token_has_an_id_of_its_own(service: Service) -> None:
@@ -288,6 +299,23 @@ async def test_caller_in_no_tier_cannot_mint_and_can_revoke(service: Service) ->
     assert revoking.status == 204
 
 
+async def test_mints_of_a_user_are_throttled() -> None:
+    service = Service(throttle=MovingWindowThrottle("2/hour", name="mints"))
+    refused = [await service.call("POST", json={"expiration": "1s"}), await service.call("POST", user="stranger")]
+
+    minted = [(await service.call("POST")).status for _ in range(2)]
+    conversation = await service.call("POST")
+
+    assert [answer.status for answer in refused] == [400, 403]
+    assert minted == [201, 201]
+    assert_refused(conversation, 429, "rate_limit_exceeded", "Rate limit exceeded", type="rate_limit_error")
+    assert conversation.json()["error"]["details"]["limit"] == "mints"
+    assert conversation.header("retry-after") is not None
+    assert len(await service.store.list("openshift/alice")) == 2
+    assert (await service.call("DELETE")).status == 204
+    await service.mint("bob")
+
+
 async def test_token_that_would_be_refused_for_its_size_is_not_minted(service: Service) -> None:
     conversation = await service.call("POST", user="many")
 
@@ -304,9 +332,24 @@ async def test_revoked_token_is_refused_at_once(service: Service) -> None:
 
     assert conversation.status == 204
     assert conversation.body == b""
+    assert conversation.header("cache-control") == "no-store"
     assert conversation.header("content-length") is None
     assert await service.identify(revoked["token"]) == "revoked"
     assert isinstance(await service.identify(kept["token"]), Identity)
+
+
+async def test_api_keys_are_revoked_with_the_tokens_and_by_their_ids(service: Service) -> None:
+    keys = [Claims(f"key-{number}", "openshift/alice", 0, NOW, NOW + 3600) for number in range(3)]
+    for claims in keys:
+        await service.store.record(TokenRecord(claims, "api_key", "ci"))
+
+    one = await service.call("DELETE", "/key-0")
+    after_one = [await service.store.is_revoked(claims) for claims in keys]
+    everything = await service.call("DELETE")
+
+    assert (one.status, everything.status) == (204, 204)
+    assert after_one == [True, False, False]
+    assert [await service.store.is_revoked(claims) for claims in keys] == [True] * 3
 
 
 async def test_trailing_slash_is_not_another_token(service: Service) -> None:

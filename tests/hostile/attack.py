@@ -24,7 +24,7 @@ from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.testing.cluster import ClusterUser, StandInCluster
 from maas_middleware.testing.model import SimulatedModel
 
-from ..deployments import Deployment, chat, deployed
+from ..deployments import UNTHROTTLED, Deployment, chat, deployed
 from ..servers import serving
 
 CHAT = "/v1/chat/completions"
@@ -244,6 +244,7 @@ async def besieged_behind(http: str, directory: Path, **proxy: float) -> AsyncIt
             tokens={"signing_keys_file": str(file)},
             tiers=TIERS,
             proxy=proxy,
+            throttles=UNTHROTTLED,
         )
         async with serving(gateway(settings), lifespan="on", http=http) as url:
             yield Target(Deployment(url, client, cluster, model, model), keys)

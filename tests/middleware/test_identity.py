@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.authentication import requires
@@ -13,10 +14,12 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from maas_middleware.context import get_context
-from maas_middleware.errors import AuthUnavailable, InvalidCredentials
+from maas_middleware.errors import AuthUnavailable, InvalidCredentials, RateLimitExceeded
 from maas_middleware.identity import Identity
+from maas_middleware.ledgers.throttles import MovingWindowThrottle
 from maas_middleware.middleware.identity import IdentityMiddleware
-from maas_middleware.testing.converse import converse, http_scope
+from maas_middleware.testing.converse import Conversation, converse, http_scope
+from maas_middleware.throttling import Refusal
 from tests.parts import (
     ALICE,
     AS_ALICE,
@@ -271,3 +274,187 @@ async def test_websocket_of_a_known_caller_reaches_the_app_without_the_credentia
         await send({"type": "websocket.accept"})
 
     assert await knock(identified(app), headers=[AS_BOB]) == [{"type": "websocket.accept"}]
+
+
+HERE, THERE = ("203.0.113.7", 40000), ("203.0.113.8", 40000)
+GUESS = ("authorization", "Bearer guess")
+NO_BEARER = ("authorization", "Basic YTpi")
+
+
+def guarded(limits: str = "2/minute", **options: Any) -> IdentityMiddleware:
+    failures = MovingWindowThrottle(limits, name="failures")
+    return IdentityMiddleware(Answering(*json_answer(b"{}")), provider=PROVIDER, failures=failures, **options)
+
+
+async def tried(
+    app: IdentityMiddleware, *headers: tuple[str, str], client: object = HERE, path: str = "/"
+) -> Conversation:
+    return await converse(app, "POST", path, headers=headers, scope={"client": client})
+
+
+async def test_credentials_that_fail_are_429_above_the_limit_of_their_address() -> None:
+    app = guarded(jitter=lambda: 0.0)
+
+    answers = [await tried(app, GUESS), await tried(app, NO_BEARER), await tried(app, GUESS), await tried(app)]
+    elsewhere = await tried(app, GUESS, client=THERE)
+
+    assert [answer.status for answer in answers] == [401, 401, 429, 401]
+    refused = answers[2]
+    retry_after = int(refused.header("retry-after") or "")
+    assert 50 <= retry_after <= 61
+    assert refused.header("www-authenticate") is None
+    assert refused.json() == {
+        "error": {
+            "message": "Rate limit exceeded",
+            "type": "rate_limit_error",
+            "param": None,
+            "code": "rate_limit_exceeded",
+            "details": {
+                "limit": "failed_credentials",
+                "quota": 2,
+                "window_seconds": 60,
+                "retry_after_seconds": retry_after,
+            },
+        }
+    }
+    assert elsewhere.status == 401
+
+
+async def test_wait_of_an_address_that_failed_too_often_has_a_little_jitter() -> None:
+    app = guarded("1/hour", jitter=lambda: 1.0)
+
+    [_, refused] = [await tried(app, GUESS) for _ in range(2)]
+
+    assert 3_700_000 < int(refused.header("retry-after-ms") or "") <= 3_780_002
+
+
+async def test_credential_that_is_accepted_passes_from_any_address() -> None:
+    app = guarded("1/minute")
+    refused = [await tried(app, GUESS) for _ in range(3)][-1]
+
+    answers = [await tried(app, AS_ALICE) for _ in range(5)]
+
+    assert refused.status == 429
+    assert {answer.status for answer in answers} == {200}
+
+
+async def test_accepted_credentials_cost_their_address_nothing() -> None:
+    app = guarded("1/minute")
+
+    for _ in range(5):
+        await tried(app, AS_ALICE)
+
+    assert (await tried(app, GUESS)).status == 401
+
+
+@pytest.mark.parametrize("reason", ["missing", "expired", "revoked"])
+async def test_what_was_signed_by_us_or_is_not_there_does_not_count(
+    reason: Literal["missing", "expired", "revoked"],
+) -> None:
+    failures = MovingWindowThrottle("1/minute", name="failures")
+    app = IdentityMiddleware(Answering(), provider=Raising(InvalidCredentials(reason)), failures=failures)
+
+    answers = [await tried(app, AS_ALICE) for _ in range(5)]
+
+    assert [(answer.status, answer.json()["error"]["details"]) for answer in answers] == [(401, {"reason": reason})] * 5
+
+
+@pytest.mark.parametrize(
+    "error", [pytest.param(AuthUnavailable(), id="503"), pytest.param(RateLimitExceeded(), id="429")]
+)
+async def test_what_says_nothing_of_the_credential_does_not_count(error: AuthUnavailable | RateLimitExceeded) -> None:
+    failures = MovingWindowThrottle("1/minute", name="failures")
+    app = IdentityMiddleware(Answering(), provider=Raising(error), failures=failures)
+
+    answers = [await tried(app, GUESS) for _ in range(3)]
+
+    assert {answer.status for answer in answers} == {error.status}
+    assert await failures.peek("203.0.113.7") is None
+
+
+async def test_repeated_header_is_400_however_often() -> None:
+    app = guarded("1/minute")
+
+    assert {(await tried(app, GUESS, GUESS)).status for _ in range(3)} == {400}
+
+
+async def test_error_of_a_provider_of_ones_own_without_a_reason_does_not_count() -> None:
+    error = InvalidCredentials("unknown")
+    error.details = None
+    failures = MovingWindowThrottle("1/minute", name="failures")
+    app = IdentityMiddleware(Answering(), provider=Raising(error), failures=failures)
+
+    assert [(await tried(app, GUESS)).status for _ in range(3)] == [401] * 3
+
+
+async def test_addresses_of_one_ipv6_network_are_one() -> None:
+    app = guarded("1/minute")
+    clients = [("2001:db8::1", 1), ("2001:db8::ffff:1", 2), ("2001:db8:0:1::1", 3)]
+
+    assert [(await tried(app, GUESS, client=client)).status for client in clients] == [401, 429, 401]
+
+
+async def test_ipv4_address_is_one_however_it_is_written() -> None:
+    app = guarded("1/minute")
+
+    assert [(await tried(app, GUESS, client=client)).status for client in (HERE, ("::ffff:203.0.113.7", 1))] == [
+        401,
+        429,
+    ]
+
+
+async def test_client_without_an_address_is_not_counted() -> None:
+    app = guarded("1/minute")
+
+    assert [(await tried(app, GUESS, client=None)).status for _ in range(3)] == [401] * 3
+
+
+async def test_refusal_speaks_the_dialect_of_its_path() -> None:
+    app = guarded("1/minute")
+
+    [_, refused] = [await tried(app, GUESS, path="/v1/messages") for _ in range(2)]
+
+    assert refused.status == 429
+    assert refused.json()["type"] == "error"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_websockets_of_strangers_count_too() -> None:
+    failures = MovingWindowThrottle("1/minute", name="failures")
+    app = IdentityMiddleware(Answering(), provider=PROVIDER, failures=failures)
+
+    statuses = [(await knock(app, headers=[GUESS]))[0]["status"] for _ in range(2)]
+    closed = await knock(app, headers=[GUESS], can_deny=False)
+
+    assert statuses == [401, 429]
+    assert closed == [{"type": "websocket.close", "code": 1008, "reason": "Rate limit exceeded"}]
+
+
+async def test_whoever_hangs_up_is_counted_all_the_same() -> None:
+    class Far:
+        """A throttle that takes its time."""
+
+        def __init__(self) -> None:
+            self.asked, self.answers = anyio.Event(), anyio.Event()
+            self.hits = 0
+
+        async def hit(self, key: str, /) -> Refusal | None:
+            self.asked.set()
+            await self.answers.wait()
+            self.hits += 1
+            return None
+
+        async def peek(self, key: str, count: int = 1, /) -> Refusal | None:
+            return None
+
+    failures = Far()
+    app = IdentityMiddleware(Answering(), provider=PROVIDER, failures=failures)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as server:
+            server.start_soon(lambda: tried(app, GUESS))
+            await failures.asked.wait()
+            server.cancel_scope.cancel()
+            failures.answers.set()
+
+    assert failures.hits == 1

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
+import string
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
+from jwt.utils import raw_to_der_signature
 
 from maas_middleware.errors import InvalidCredentials, InvalidRequest, StoreUnavailable
 from maas_middleware.identity import MAXIMUM_TOKEN_BYTES, Identity, Scope
@@ -20,6 +20,7 @@ from maas_middleware.providers.jwt import JWTMinter, JWTProvider
 from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.stores.memory import MemoryTokenStore
 from maas_middleware.testing.clock import FakeClock
+from maas_middleware.token_store import TokenRecord
 from maas_middleware.tokens import Claims
 
 ISSUER = "https://maas.example.com"
@@ -231,6 +232,7 @@ async def test_token_in_x_api_key_is_accepted(service: Service) -> None:
         pytest.param("sha256~" + "x" * 43, id="opaque"),
         pytest.param("a.b.c", id="garbage"),
         pytest.param("...", id="dots"),
+        pytest.param("..", id="two-dots-only"),
         pytest.param("a", id="one-letter"),
         pytest.param("\xff.\xff.\xff", id="not-ascii"),
         pytest.param(f"e30.{encoded(b'[1]')}.x", id="payload-is-a-list"),
@@ -256,6 +258,10 @@ async def test_token_of_a_foreign_issuer_is_left_to_the_next_provider_even_if_ou
 
 async def test_request_without_a_credential_is_left_to_the_next_provider(service: Service) -> None:
     assert await service.provider.identify({"type": "http", "headers": []}) is None
+
+
+async def test_token_that_is_too_large_to_be_ours_is_malformed(service: Service) -> None:
+    assert await service.refusal(service.signed({"sub": "a" * MAXIMUM_TOKEN_BYTES})) == "malformed"
 
 
 async def test_repeated_credential_is_refused(service: Service) -> None:
@@ -335,6 +341,15 @@ async def test_token_that_lives_longer_than_the_maximum_is_not_ours(service: Ser
         pytest.param({"groups": "admins"}, id="groups-as-text"),
         pytest.param({"groups": [1]}, id="groups-of-numbers"),
         pytest.param({"gen": "0"}, id="gen-as-text"),
+        pytest.param({"gen": -1}, id="negative-gen"),
+        pytest.param({"gen": 0.5}, id="gen-as-fraction"),
+        pytest.param({"jti": ""}, id="empty-jti"),
+        pytest.param({"jti": 5}, id="jti-as-number"),
+        pytest.param({"groups": {"admins": 1}}, id="groups-as-object"),
+        pytest.param({"groups": [["admins"]]}, id="groups-in-lists"),
+        pytest.param({"groups": [None]}, id="groups-of-null"),
+        pytest.param({"aud": ["maas", "another"]}, id="several-audiences"),
+        pytest.param({"aud": {"maas": 1}}, id="audience-as-object"),
     ],
 )
 async def test_token_with_claims_that_we_never_sign_is_malformed_though_our_key_signed_it(
@@ -353,13 +368,23 @@ async def test_token_with_claims_that_we_never_sign_is_malformed_though_our_key_
         pytest.param({"kid": ""}, "unknown", id="empty-kid"),
         pytest.param({"kid": "another"}, "unknown", id="unknown-kid"),
         pytest.param({"kid": "../keys.json"}, "unknown", id="kid-as-path"),
+        pytest.param({"kid": "../../../../dev/null"}, "unknown", id="kid-as-path-to-nothing"),
+        pytest.param({"kid": "x' OR '1'='1"}, "unknown", id="kid-as-sql"),
+        pytest.param({"kid": "a" * 4000}, "unknown", id="long-kid"),
+        pytest.param({"kid": "a\x00b"}, "unknown", id="kid-with-a-nul"),
+        pytest.param({"kid": ["a"]}, "malformed", id="kid-in-a-list"),
+        pytest.param({"kid": {"a": 1}}, "malformed", id="kid-as-object"),
         pytest.param({"kid": 5}, "malformed", id="kid-as-number"),
+        pytest.param({"typ": ["at+jwt"]}, "unknown", id="typ-in-a-list"),
         pytest.param({"alg": "RS256"}, "malformed", id="another-alg"),
         pytest.param({"alg": "ES384"}, "malformed", id="another-curve"),
         pytest.param({"alg": "none"}, "malformed", id="alg-none-with-a-signature"),
         pytest.param({"alg": 5}, "malformed", id="alg-as-number"),
         pytest.param({"alg": None}, "malformed", id="no-alg"),
         pytest.param({"b64": False, "crit": ["b64"]}, "malformed", id="detached"),
+        pytest.param({"crit": ["exp"]}, "malformed", id="crit"),
+        pytest.param({"crit": ["http://example.com/unheard"], "http://example.com/unheard": 1}, "malformed", id="own"),
+        pytest.param({"crit": []}, "malformed", id="empty-crit"),
         pytest.param({"jku": "https://evil.example.com/jwks.json", "kid": "evil"}, "unknown", id="jku-is-not-fetched"),
     ],
 )
@@ -408,6 +433,81 @@ def signed_by_somebody_else(service: Service) -> str:
     return signed(SigningKeys.generate().key, header, payload)
 
 
+def signed_by_a_key_that_it_brings(service: Service) -> str:
+    header, payload = decoded(service.token())
+    theirs = SigningKeys.generate()
+    jwk = theirs.jwks()["keys"][0]
+    return signed(theirs.key, {**header, "jwk": jwk}, payload)
+
+
+def signed_by_a_key_that_it_tells_where_to_find(service: Service) -> str:
+    header, payload = decoded(service.token())
+    where = {"jku": "https://evil.example.com/jwks.json", "x5u": "https://evil.example.com/key.pem"}
+    return signed(SigningKeys.generate().key, {**header, **where}, payload)
+
+
+def signed_by_a_key_with_a_certificate(service: Service) -> str:
+    header, payload = decoded(service.token())
+    theirs = SigningKeys.generate().key.public_key()
+    der = theirs.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return signed(SigningKeys.generate().key, {**header, "x5c": [base64.b64encode(der).decode()]}, payload)
+
+
+def as_hs256_with_the_public_key_as_jwk(service: Service) -> str:
+    head = {"alg": "HS256", "kid": service.keys.key_id, "typ": "at+jwt"}
+    signing_input = f"{encoded(head)}.{service.token().split('.')[1]}"
+    secret = json.dumps(service.keys.jwks()["keys"][0]).encode()
+    return f"{signing_input}.{encoded(hmac.digest(secret, signing_input.encode(), 'sha256'))}"
+
+
+def with_a_repeated_alg(service: Service) -> str:
+    head = f'{{"alg":"ES256","kid":"{service.keys.key_id}","typ":"at+jwt","alg":"none"}}'
+    return f"{encoded(head.encode())}.{service.token().split('.')[1]}."
+
+
+def with_more_claims(service: Service, more: bytes) -> str:
+    header, payload, signature = service.token().split(".")
+    claims = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    return f"{header}.{encoded(claims[:-1] + more)}.{signature}"
+
+
+def with_a_repeated_claim(service: Service) -> str:
+    return with_more_claims(service, b', "sub": "admin"}')
+
+
+def with_a_zero_signature(service: Service) -> str:
+    return f"{with_two_segments(service)}.{encoded(bytes(64))}"
+
+
+def with_a_signature_in_der(service: Service) -> str:
+    head, _, signature = service.token().rpartition(".")
+    return f"{head}.{encoded(raw_to_der_signature(base64.urlsafe_b64decode(signature + '=='), service.keys.key.curve))}"
+
+
+def with_deep_claims(service: Service) -> str:
+    return with_more_claims(service, b', "x": ' + b"[" * 2500 + b"]" * 2500 + b"}")
+
+
+def with_padding_bits(service: Service) -> str:
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    token = service.token()
+    return token[:-1] + alphabet[alphabet.index(token[-1]) + 1]  # 64 bytes leave the last four bits free
+
+
+def with_padding(service: Service) -> str:
+    return service.token() + "=="
+
+
+def with_a_gap_in_the_signature(service: Service) -> str:
+    return service.token()[:-10] + "!" + service.token()[-10:]
+
+
+def with_the_other_alphabet(service: Service) -> str:
+    token = next(token for _ in range(1000) if "-" in (token := service.token()).rpartition(".")[2])
+    head, _, signature = token.rpartition(".")
+    return f"{head}.{signature.replace('-', '+').replace('_', '/')}"
+
+
 def with_two_segments(service: Service) -> str:
     return service.token().rpartition(".")[0]
 
@@ -444,6 +544,19 @@ def with_garbage_as_signature(service: Service) -> str:
         pytest.param(with_the_signature_of_another_token, id="signature-of-another-token"),
         pytest.param(with_another_payload, id="tampered-payload"),
         pytest.param(signed_by_somebody_else, id="our-kid-and-another-key"),
+        pytest.param(signed_by_a_key_that_it_brings, id="embedded-jwk"),
+        pytest.param(signed_by_a_key_that_it_tells_where_to_find, id="jku"),
+        pytest.param(signed_by_a_key_with_a_certificate, id="x5c"),
+        pytest.param(as_hs256_with_the_public_key_as_jwk, id="hs256-with-our-jwk"),
+        pytest.param(with_a_repeated_alg, id="repeated-alg"),
+        pytest.param(with_a_repeated_claim, id="repeated-claim"),
+        pytest.param(with_a_zero_signature, id="zero-signature"),
+        pytest.param(with_a_signature_in_der, id="der-signature"),
+        pytest.param(with_deep_claims, id="deep-claims"),
+        pytest.param(with_padding_bits, id="padding-bits"),
+        pytest.param(with_padding, id="padding"),
+        pytest.param(with_a_gap_in_the_signature, id="gap-in-the-signature"),
+        pytest.param(with_the_other_alphabet, id="other-alphabet"),
         pytest.param(with_two_segments, id="two-segments"),
         pytest.param(with_four_segments, id="four-segments"),
         pytest.param(with_garbage_as_header, id="garbage-header"),
@@ -481,7 +594,7 @@ async def test_broken_token_is_refused_before_it_is_looked_up(service: Service) 
 
 async def test_token_revoked_by_its_id_is_refused(service: Service) -> None:
     minted = service.minter.mint(ALICE, 900, 0)
-    await service.store.record(minted.claims)
+    await service.store.record(TokenRecord(minted.claims))
 
     await service.store.revoke("openshift/alice", minted.claims.id)
 
@@ -498,6 +611,36 @@ async def test_tokens_minted_before_all_were_revoked_are_refused(service: Servic
     assert await service.identify(new) is not None
 
 
+async def test_generation_is_of_the_user_whom_the_token_names(service: Service) -> None:
+    token = service.token()
+
+    await service.store.revoke_all("openshift/bob")
+
+    assert await service.identify(token) is not None
+
+
+def with_the_other_signature(token: str) -> str:
+    """The same token once more: where (r, s) is a signature, (r, n - s) is one too."""
+    head, _, signature = token.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
+    other = order - int.from_bytes(raw[32:])
+    return f"{head}.{encoded(raw[:32] + other.to_bytes(32))}"
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_revoking_a_token_ends_it_however_its_signature_is_written(service: Service, is_known: bool) -> None:
+    minted = service.minter.mint(ALICE, 900, 0)
+    twins = [minted.token, with_the_other_signature(minted.token)]
+    await service.store.record(TokenRecord(minted.claims))
+    accepted = [await service.identify(token) for token in twins if is_known]
+
+    await service.store.revoke("openshift/alice", minted.claims.id)
+
+    assert accepted == [await Service(service.keys).identify(minted.token)] * len(accepted)
+    assert [await service.refusal(token) for token in twins] == ["revoked", "revoked"]
+
+
 async def test_expired_token_is_said_to_be_expired_even_if_it_was_revoked(service: Service) -> None:
     token = service.token()
     await service.store.revoke_all("openshift/alice")
@@ -507,30 +650,193 @@ async def test_expired_token_is_said_to_be_expired_even_if_it_was_revoked(servic
     assert await service.refusal(token) == "expired"
 
 
+# what is remembered of verified tokens
+
+
+class CountingKeys(SigningKeys):
+    """Keys that tell how often one was asked for in order to verify."""
+
+    asked = 0
+
+    def public(self, key_id: str) -> Any | None:
+        self.asked += 1
+        return super().public(key_id)
+
+
+@pytest.fixture
+def counting() -> Service:
+    return Service(CountingKeys([("a", ec.generate_private_key(ec.SECP256R1()))]))
+
+
+def verifications(service: Service) -> int:
+    assert isinstance(service.keys, CountingKeys)
+    return service.keys.asked
+
+
+async def test_signature_is_verified_once_in_thirty_seconds(counting: Service) -> None:
+    token = counting.token(3600)
+
+    for _ in range(300):
+        assert await counting.identify(token) is not None
+        counting.clock.advance(0.0999)
+    within = verifications(counting)
+    counting.clock.advance(0.1)
+    await counting.identify(token)
+
+    assert (within, verifications(counting)) == (1, 2)
+
+
+async def test_remembered_token_expires_in_time(counting: Service) -> None:
+    token = counting.token(600)
+    counting.clock.advance(580)
+    assert await counting.identify(token) is not None
+
+    counting.clock.advance(19.9)
+    assert await counting.identify(token) is not None
+    counting.clock.advance(0.1)
+
+    assert await counting.refusal(token) == "expired"
+    assert verifications(counting) == 1
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["by-its-id", "with-all"])
+async def test_remembered_token_is_refused_at_once_when_it_is_revoked(counting: Service, everything: bool) -> None:
+    minted = counting.minter.mint(ALICE, 900, 0)
+    await counting.store.record(TokenRecord(minted.claims))
+    assert await counting.identify(minted.token) is not None
+
+    if everything:
+        await counting.store.revoke_all("openshift/alice")
+    else:
+        await counting.store.revoke("openshift/alice", minted.claims.id)
+
+    assert await counting.refusal(minted.token) == "revoked"
+    assert verifications(counting) == 1
+
+
+async def test_what_is_refused_is_not_remembered(counting: Service) -> None:
+    early = counting.signed({"nbf": NOW + 10})
+    broken = with_another_signature(counting)
+    assert [await counting.refusal(early), await counting.refusal(broken)] == ["malformed", "malformed"]
+
+    counting.clock.advance(5)
+
+    assert await counting.identify(early) is not None
+    assert await counting.refusal(broken) == "malformed"
+    assert verifications(counting) == 4
+
+
+async def test_remembered_token_is_not_accepted_before_its_time_when_the_clock_goes_back(counting: Service) -> None:
+    token = counting.token()
+    assert await counting.identify(token) is not None
+
+    counting.clock.advance(-6)
+
+    assert await counting.refusal(token) == "malformed"
+
+
+async def test_no_byte_of_a_remembered_token_may_be_another(service: Service) -> None:
+    token = service.token()
+    assert await service.identify(token) is not None
+
+    for index, old in enumerate(token):
+        for new in ("A" if old != "A" else "B", ".", "~"):
+            try:
+                identity = await service.identify(token[:index] + new + token[index + 1 :])
+            except InvalidCredentials:
+                identity = None
+            assert identity is None or old == new
+
+    assert await service.identify(token) is not None
+
+
+async def test_two_services_with_the_same_keys_do_not_share_what_they_remember(service: Service) -> None:
+    other = JWTProvider(
+        keys=service.keys, issuer=ISSUER, audience="another", revocations=service.store, clock=service.clock
+    )
+    assert await service.identify(service.token()) is not None
+
+    with pytest.raises(InvalidCredentials):
+        await other.identify(bearer(service.token()))
+
+
+@pytest.mark.parametrize("is_remembered", [False, True])
+async def test_token_of_a_dropped_key_is_unknown_as_soon_as_the_keys_are_others(is_remembered: bool) -> None:
+    keys = ring("old", "new")
+    service = Service(SigningKeys(list(keys.items())))
+    in_force = service.keys
+    provider = JWTProvider(
+        keys=lambda: in_force, issuer=ISSUER, revocations=service.store, maximum_lifetime=900, clock=service.clock
+    )
+    token = service.token()
+    if is_remembered:
+        assert await provider.identify(bearer(token)) is not None
+
+    in_force = SigningKeys([("new", keys["new"])])
+
+    with pytest.raises(InvalidCredentials) as caught:
+        await provider.identify(bearer(token))
+    assert caught.value.details == {"reason": "unknown"}
+
+
+def test_minter_signs_with_the_first_of_the_keys_in_force() -> None:
+    rings = [SigningKeys.generate(), SigningKeys.generate()]
+    minter = JWTMinter(keys=lambda: rings[0])
+
+    first = minter.mint(ALICE, 900, 0).token
+    rings.reverse()
+    second = minter.mint(ALICE, 900, 0).token
+
+    assert [decoded(token)[0]["kid"] for token in (second, first)] == [keys.key_id for keys in rings]
+    for token, keys in zip((second, first), rings, strict=True):
+        jwt.decode(token, keys.key.public_key(), ["ES256"], audience="maas")
+
+
+# who is told of their use
+
+
+async def test_each_accepted_token_is_told_by_its_id(service: Service) -> None:
+    used: list[str] = []
+    provider = JWTProvider(
+        keys=service.keys, issuer=ISSUER, revocations=service.store, used=used.append, clock=service.clock
+    )
+    tokens = [service.token(), service.signed({"jti": "token-2"}), service.token()]
+
+    for token in tokens:
+        assert await provider.identify(bearer(token)) is not None
+
+    assert used == ["token-1", "token-2", "token-1"]
+
+
+async def test_refused_token_is_not_told_as_used(service: Service) -> None:
+    used: list[str] = []
+    provider = JWTProvider(
+        keys=service.keys, issuer=ISSUER, revocations=service.store, used=used.append, clock=service.clock
+    )
+    await service.store.revoke_all("openshift/alice")
+    broken = [service.token(), with_another_signature(service), service.signed({"exp": NOW})]
+
+    for token in broken:
+        with pytest.raises(InvalidCredentials):
+            await provider.identify(bearer(token))
+    assert await provider.identify(bearer("sha256~opaque")) is None
+
+    assert used == []
+
+
 # the key ring
 
 
-def key_entry(key_id: str = "a") -> dict[str, Any]:
-    return jwk_of(ec.generate_private_key(ec.SECP256R1()), key_id)
+def ring(*key_ids: str) -> dict[str, ec.EllipticCurvePrivateKey]:
+    return {key_id: ec.generate_private_key(ec.SECP256R1()) for key_id in key_ids}
 
 
-def jwk_of(key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey, key_id: str = "a") -> dict[str, Any]:
-    return {**ECAlgorithm.to_jwk(key, as_dict=True), "kid": key_id}
-
-
-def key_file(directory: Path, content: object) -> Path:
-    path = directory / "keys.json"
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    path.chmod(0o600)
-    return path
-
-
-async def test_first_key_signs_and_all_keys_verify(tmp_path: Path) -> None:
-    old, new = key_entry("old"), key_entry("new")
-    before = Service(SigningKeys.load(key_file(tmp_path, {"keys": [old]})))
-    announced = Service(SigningKeys.load(key_file(tmp_path, {"keys": [old, new]})))
-    after = Service(SigningKeys.load(key_file(tmp_path, {"keys": [new, old]})))
-    retired = Service(SigningKeys.load(key_file(tmp_path, {"keys": [new]})))
+async def test_first_key_signs_and_all_keys_verify() -> None:
+    keys = ring("old", "new")
+    before, announced, after, retired = (
+        Service(SigningKeys([(key_id, keys[key_id]) for key_id in key_ids]))
+        for key_ids in (["old"], ["old", "new"], ["new", "old"], ["new"])
+    )
 
     assert decoded(announced.token())[0]["kid"] == "old"
     assert decoded(after.token())[0]["kid"] == "new"
@@ -540,143 +846,7 @@ async def test_first_key_signs_and_all_keys_verify(tmp_path: Path) -> None:
     assert await retired.refusal(before.token()) == "unknown"
 
 
-async def test_key_does_not_verify_what_another_key_of_the_ring_signed(tmp_path: Path) -> None:
-    ring = Service(SigningKeys.load(key_file(tmp_path, {"keys": [key_entry("a"), key_entry("b")]})))
+async def test_key_does_not_verify_what_another_key_of_the_ring_signed() -> None:
+    service = Service(SigningKeys(list(ring("a", "b").items())))
 
-    assert await ring.refusal(ring.signed(headers={"kid": "b"})) == "malformed"
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o400])
-def test_key_file_that_only_its_owner_may_read_is_loaded(tmp_path: Path, mode: int) -> None:
-    jwk = key_entry("a")
-    path = key_file(tmp_path, {"keys": [jwk]})
-    path.chmod(mode)
-
-    keys = SigningKeys.load(path)
-
-    assert keys.key_id == "a"
-    assert keys.jwks()["keys"][0]["x"] == jwk["x"]
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o644, 0o666, 0o777])
-def test_key_file_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
-    path = key_file(tmp_path, {"keys": [key_entry()]})
-    path.chmod(mode)
-
-    with pytest.raises(ValueError, match="its mode must be 0600"):
-        SigningKeys.load(path)
-
-
-def test_key_file_that_is_missing_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        SigningKeys.load(tmp_path / "none.json")
-
-
-def rsa_jwk() -> dict[str, Any]:
-    return {**RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 2048), as_dict=True), "kid": "a"}
-
-
-def ed25519_jwk() -> dict[str, Any]:
-    return {**OKPAlgorithm.to_jwk(ed25519.Ed25519PrivateKey.generate(), as_dict=True), "kid": "a"}
-
-
-def without(jwk: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in jwk.items() if key != name}
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        pytest.param([], id="empty"),
-        pytest.param([jwk_of(ec.generate_private_key(ec.SECP256R1()).public_key())], id="public"),
-        pytest.param(
-            [key_entry("a"), jwk_of(ec.generate_private_key(ec.SECP256R1()).public_key(), "b")],
-            id="one-of-two-public",
-        ),
-        pytest.param([key_entry("a"), key_entry("a")], id="same-kid"),
-        pytest.param([without(key_entry(), "kid")], id="no-kid"),
-        pytest.param([{**key_entry(), "kid": ""}], id="empty-kid"),
-        pytest.param([{**key_entry(), "kid": None}], id="null-kid"),
-        pytest.param([{**key_entry(), "kid": 7}], id="number-as-kid"),
-        pytest.param([{**key_entry(), "kid": ["a"]}], id="list-as-kid"),
-        pytest.param([rsa_jwk()], id="rsa"),
-        pytest.param([key_entry("b"), rsa_jwk()], id="rsa-among-others"),
-        pytest.param([ed25519_jwk()], id="ed25519"),
-        pytest.param([jwk_of(ec.generate_private_key(ec.SECP384R1()))], id="p-384"),
-        pytest.param([jwk_of(ec.generate_private_key(ec.SECP256K1()))], id="secp256k1"),
-        pytest.param([{"kty": "oct", "k": "c2VjcmV0", "kid": "a"}], id="secret"),
-        pytest.param([{**key_entry(), "d": key_entry()["d"]}], id="private-part-of-another-key"),
-        pytest.param([{**key_entry(), "d": "AA"}], id="short-private-part"),
-        pytest.param([{**key_entry(), "d": None}], id="null-private-part"),
-        pytest.param([{**key_entry(), "d": 5}], id="number-as-private-part"),
-        pytest.param([{**key_entry(), "x": encoded(bytes(32))}], id="not-on-the-curve"),
-        pytest.param([{**key_entry(), "x": "é"}], id="not-base64"),
-        pytest.param([{**key_entry(), "x": 1}], id="number-as-x"),
-        pytest.param([without(key_entry(), "crv")], id="no-curve"),
-        pytest.param(["a"], id="text-as-key"),
-        pytest.param([None], id="null-as-key"),
-        pytest.param({}, id="object"),
-        pytest.param("keys", id="text"),
-        pytest.param(None, id="null"),
-    ],
-)
-def test_key_file_without_private_p_256_keys_with_a_kid_each_is_refused(tmp_path: Path, keys: object) -> None:
-    with pytest.raises(ValueError, match="is not a JWK set of private P-256 keys with a kid each"):
-        SigningKeys.load(key_file(tmp_path, {"keys": keys}))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"-----BEGIN EC PRIVATE KEY-----", id="pem"),
-        pytest.param(b"\xff\xfe", id="not-utf-8"),
-        pytest.param(b"[]", id="list"),
-        pytest.param(b"{}", id="no-keys"),
-        pytest.param(b"[" * 100_000, id="deep"),
-    ],
-)
-def test_key_file_that_is_no_jwk_set_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(ValueError, match="is not a JWK set of private P-256 keys with a kid each"):
-        SigningKeys.load(key_file(tmp_path, content))
-
-
-def test_refused_key_file_does_not_say_what_is_in_it(tmp_path: Path) -> None:
-    jwk = {**key_entry(), "x": "AAAA"}
-
-    with pytest.raises(ValueError, match="JWK") as caught:
-        SigningKeys.load(key_file(tmp_path, {"keys": [jwk]}))
-
-    assert jwk["d"] not in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-
-
-def test_public_key_set_has_every_key_and_no_private_part(tmp_path: Path) -> None:
-    private = [key_entry("a"), key_entry("b")]
-
-    public = SigningKeys.load(key_file(tmp_path, {"keys": private})).jwks()
-
-    assert public == {
-        "keys": [
-            {
-                **{name: jwk[name] for name in ("kty", "crv", "x", "y", "kid")},
-                "use": "sig",
-                "alg": "ES256",
-            }
-            for jwk in private
-        ]
-    }
-    assert not any(jwk["d"] in json.dumps(public) for jwk in private)
-
-
-def test_generated_key_is_fresh_and_named_by_its_thumbprint() -> None:
-    keys = SigningKeys.generate()
-
-    (jwk,) = keys.jwks()["keys"]
-    thumbprint = json.dumps({name: jwk[name] for name in ("crv", "kty", "x", "y")}, separators=(",", ":"))
-    assert keys.key_id == jwk["kid"] == encoded(hashlib.sha256(thumbprint.encode()).digest())
-    assert "d" not in jwk
-    assert keys.public(keys.key_id) is not None
-    assert keys.public("another") is None
-    assert SigningKeys.generate().key_id != keys.key_id
+    assert await service.refusal(service.signed(headers={"kid": "b"})) == "malformed"

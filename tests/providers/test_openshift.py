@@ -20,8 +20,9 @@ from anyio.lowlevel import checkpoint
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from maas_middleware.errors import AuthUnavailable, InvalidCredentials, InvalidRequest
+from maas_middleware.errors import AuthUnavailable, InvalidCredentials, InvalidRequest, RateLimitExceeded
 from maas_middleware.identity import Identity
+from maas_middleware.ledgers.throttles import MovingWindowThrottle
 from maas_middleware.providers.openshift import OpenShiftProvider, cluster_transport
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.cluster import ClusterUser, Review, StandInCluster
@@ -1038,3 +1039,97 @@ def test_there_are_two_ways_to_review() -> None:
 def test_audiences_are_refused_where_nobody_would_check_them() -> None:
     with pytest.raises(ValueError, match="audiences cannot be checked by the review users-self"):
         OpenShiftProvider(api_url="https://kubernetes.default.svc", review="users-self", audiences=("ours",))
+
+
+def from_address(token: str, client: object = ("203.0.113.7", 40000)) -> dict[str, Any]:
+    return {**scope_of(token), "client": client}
+
+
+async def refusal_for(provider: OpenShiftProvider, scope: dict[str, Any]) -> RateLimitExceeded:
+    with pytest.raises(RateLimitExceeded) as refusal:
+        await provider.identify(scope)
+    return refusal.value
+
+
+@in_either_way
+async def test_address_with_too_many_failures_has_nothing_reviewed_but_what_is_known_passes(review: str) -> None:
+    cluster, failures = StandInCluster(USERS), MovingWindowThrottle("2/hour", name="failures")
+    unknown = f"sha256~{SECRET}-eve"
+
+    async with provider_for(cluster, review=review, failures=failures, jitter=lambda: 1.0) as provider:
+        assert await provider.identify(from_address(ALICE)) is not None
+        with pytest.raises(InvalidCredentials):
+            await provider.identify(from_address(unknown))
+        for _ in range(2):
+            await failures.hit("203.0.113.7")
+
+        refused = await refusal_for(provider, from_address(BOB))
+        assert await provider.identify(from_address(ALICE)) is not None
+        with pytest.raises(InvalidCredentials):  # that it is not known is known, too
+            await provider.identify(from_address(unknown))
+        assert calls_to(cluster) == 2
+        elsewhere = await provider.identify(from_address(BOB, ("203.0.113.8", 40000)))
+
+    assert refused.details is not None
+    assert {key: refused.details[key] for key in ("limit", "quota", "window_seconds")} == {
+        "limit": "failed_credentials",
+        "quota": 2,
+        "window_seconds": 3600,
+    }
+    assert 3_700_000 < int(dict(refused.headers)[b"retry-after-ms"]) <= 3_780_002
+    assert elsewhere is not None
+    assert calls_to(cluster) == 3
+
+
+async def test_refusal_for_an_address_is_not_kept() -> None:
+    cluster, failures = StandInCluster(USERS), MovingWindowThrottle("1/minute", name="failures")
+
+    async with provider_for(cluster, failures=failures) as provider:
+        await failures.hit("203.0.113.7")
+        for _ in range(2):
+            await refusal_for(provider, from_address(ALICE))
+        elsewhere = await provider.identify(from_address(ALICE, ("203.0.113.8", 1)))
+        here = await provider.identify(from_address(ALICE))
+
+    assert elsewhere == here
+    assert len(cluster.reviews) == 1
+
+
+async def test_no_more_reviews_of_an_address_are_under_way_than_may_fail() -> None:
+    cluster, failures = StandInCluster(USERS), MovingWindowThrottle("1/minute", name="failures")
+    cluster.gate = anyio.Event()
+
+    async with provider_for(cluster, failures=failures, jitter=lambda: 0.0) as provider:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(provider.identify, from_address(ALICE))
+                group.start_soon(provider.identify, from_address(ALICE))  # waits for the same review
+                while not cluster.reviews:
+                    await checkpoint()
+                refused = await refusal_for(provider, from_address(BOB))
+                cluster.gate.set()
+        assert await provider.identify(from_address(BOB)) is not None
+
+    assert dict(refused.headers)[b"retry-after-ms"] == b"1000"
+    assert len(cluster.reviews) == 2
+
+
+@pytest.mark.parametrize("client", [None, ("", 0)])
+async def test_client_without_an_address_is_reviewed_however_many_failed(client: object) -> None:
+    failures = MovingWindowThrottle("1/minute", name="failures")
+
+    async with provider_for(StandInCluster(USERS), failures=failures) as provider:
+        for key in ("", "None"):
+            await failures.hit(key)
+        assert await provider.identify(from_address(ALICE, client)) is not None
+
+
+async def test_provider_itself_counts_no_failures() -> None:
+    failures = MovingWindowThrottle("1/minute", name="failures")
+
+    async with provider_for(StandInCluster(USERS), failures=failures) as provider:
+        for number in range(3):
+            with pytest.raises(InvalidCredentials):
+                await provider.identify(from_address(f"sha256~{SECRET}-{number}"))
+
+    assert await failures.peek("203.0.113.7") is None

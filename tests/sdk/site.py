@@ -21,7 +21,7 @@ from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.testing.cluster import ClusterUser, StandInCluster
 from maas_middleware.testing.model import SimulatedModel
 
-from ..deployments import bearer
+from ..deployments import UNTHROTTLED, bearer
 from ..servers import serving
 
 CHAT = "/v1/chat/completions"
@@ -135,6 +135,7 @@ async def sited(
             "tokens": {"signing_keys_file": str(file)},
             "tiers": TIERS,
             "proxy": {"max_body_bytes": MAXIMUM_BODY_BYTES},
+            "throttles": UNTHROTTLED,
             **overrides,
         }
         settings = load_settings({}, **config)

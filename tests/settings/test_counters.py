@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,17 @@ from maas_middleware import GuardedLedger, MemoryLedger, gateway
 from maas_middleware._counting import ledger_of
 from maas_middleware.cli import main
 from maas_middleware.limiting import Limit, Limits
+from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.settings import (
     Settings,
     WatchedTiers,
     counters_of,
-    load_settings,
     models_of,
     tiers_of,
     validated,
     warnings_of,
 )
+from maas_middleware.settings import load_settings as load
 from maas_middleware.testing.clock import FakeClock
 
 from . import Write, problems_of
@@ -43,6 +45,21 @@ def with_tier(more: str, *, models: str = "[{id: m}]") -> str:
 
 def with_model(more: str) -> str:
     return f"models: [{{id: m, {more}}}]"
+
+
+KEYS = "MAAS_TOKENS_SIGNING_KEYS_FILE"  # what counters that are shared need besides
+_environ: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SigningKeys.generate().save(tmp_path / "keys.json")
+    monkeypatch.setitem(_environ, KEYS, str(tmp_path / "keys.json"))
+    monkeypatch.setenv(KEYS, str(tmp_path / "keys.json"))
+
+
+def load_settings(environ: dict[str, str], **options: Any) -> Settings:
+    return load({**_environ, **environ}, **options)
 
 
 # the URL

@@ -367,11 +367,6 @@ def test_no_file_at_all_can_be_asked_for() -> None:
         pytest.param("tier_limits: null", "tier_limits: has to be a mapping", id="null-is-no-map"),
         pytest.param("models: {id: m}", "models: has to be a list", id="map-is-no-list"),
         pytest.param(
-            "store: sqlite:///maas.db",
-            "store: sqlite://... is not supported by this version; only memory:// is",
-            id="other-store",
-        ),
-        pytest.param(
             "counters: rediss+sentinel://:hunter2@redis:6379/0",
             "counters: rediss+sentinel://... is not like memory://, redis://HOST:PORT/DATABASE or rediss://...",
             id="other-counters",

@@ -1,0 +1,240 @@
+"""One database, and transactions in it that end in time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from ..errors import StoreUnavailable
+from . import _schema
+from ._backends import CONNECTIONS, Backend, open_backend
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+logger = logging.getLogger("maas_middleware")
+
+_FORGET_SECONDS = 60.0
+
+Row = Any  # has the columns as attributes
+T = TypeVar("T")
+
+
+class SQLDatabase:
+    """A SQLite file or a PostgreSQL database that stores share, and its tables, which it makes and brings up to date.
+
+    Nothing is connected before the first call. A database that does not answer is asked again by the next call. The log
+    has one line when it begins to fail, and one when it answers again.
+
+    Args:
+        url: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user:password@host:port/database`, the
+            latter with `?sslmode=` and `&sslrootcert=` as libpq knows them.
+        timeout: seconds that a call may take in all. A call that has begun is not cancelled before.
+        clock: seconds since the epoch.
+
+    Raises:
+        ValueError: with a sentence that has nothing of the url, where that is wrong or a package is missing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 2.0,
+        clock: Callable[[], float] = time.time,
+        steps: _schema.Steps = _schema.STEPS,
+    ) -> None:
+        self.clock = clock
+        self._timeout = timeout
+        self._steps = steps
+        self._backend = open_backend(url)
+        self._engine = self._backend.engine()
+        self._connections = anyio.Semaphore(CONNECTIONS)
+        self._writers = anyio.Semaphore(self._backend.writers)
+        self._failures = _failures(self._backend)
+        self._is_prepared = False
+        self._forget_at = clock() + _FORGET_SECONDS
+        self._outage = _Outage()
+
+    async def read(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Do work that changes nothing. Each of its statements sees the database at one moment.
+
+        Raises:
+            StoreUnavailable: it failed, or took too long.
+        """
+        return await self._run(lambda: self._transact(work, writes=False))
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Do work whole or not at all. Once a minute what is old is forgotten after it.
+
+        Raises:
+            StoreUnavailable: it failed, or took too long; it is not known, then, whether it was done.
+        """
+        return await self._run(lambda: self._transact(work, writes=True), self._forget)
+
+    async def aclose(self) -> None:
+        """Close all connections, whether the database takes leave or not; calls in flight fail."""
+        self._backend.abort_all()
+        with anyio.move_on_after(self._timeout, shield=True):
+            await self._engine.dispose()
+
+    async def _run(self, work: Callable[[], Awaitable[T]], *then: Callable[[], Awaitable[None]]) -> T:
+        await checkpoint_if_cancelled()
+        results: list[T] = []
+        try:
+            with anyio.move_on_after(self._timeout, shield=True):
+                if not self._is_prepared:
+                    await self._prepare()
+                results.append(await work())
+                for following in then:
+                    await following()
+            if not results:
+                raise TimeoutError
+        except self._failures as error:
+            self._is_prepared = False  # as far as we know
+            self._outage.tell(error)
+            raise StoreUnavailable from error
+        self._outage.end()
+        return results[0]
+
+    async def _transact(self, work: Callable[[Transaction], Awaitable[T]], *, writes: bool) -> T:
+        if writes:
+            async with self._writers:
+                return await self._connect(work, writes=True)
+        return await self._connect(work, writes=False)
+
+    async def _connect(self, work: Callable[[Transaction], Awaitable[T]], *, writes: bool) -> T:
+        async with self._connections:
+            connection = await self._engine.connect()
+            try:
+                await self._backend.begin(connection, writes=writes)
+                result = await work(Transaction(connection, self._backend))
+                await connection.commit()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._discard(connection)
+                raise
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await connection.close()
+            return result
+
+    async def _discard(self, connection: AsyncConnection) -> None:
+        """Leave nothing of it in the pool: nobody knows what state it is in."""
+        if not connection.invalidated:
+            self._backend.abort((await connection.get_raw_connection()).driver_connection)
+            await connection.invalidate()
+
+    async def _prepare(self) -> None:
+        await self._backend.prepare()
+        if await self._transact(self._version, writes=False) != len(self._steps):
+            await self._transact(self._migrate, writes=True)
+        self._is_prepared = True
+
+    async def _version(self, transaction: Transaction) -> int:
+        [[has_version]] = await transaction.run(self._backend.has_version)
+        rows = await transaction.run("SELECT version FROM maas_schema") if has_version else []
+        version = max((int(row.version) for row in rows), default=0)
+        if version > len(self._steps):
+            raise _SchemaIsNewer(f"its tables are of version {version}, which needs a newer maas-middleware")
+        return version
+
+    async def _migrate(self, transaction: Transaction) -> None:
+        await transaction.lock("schema")
+        version = await self._version(transaction)
+        if version == 0:
+            await transaction.run("CREATE TABLE maas_schema (version BIGINT NOT NULL)")
+            await transaction.run("INSERT INTO maas_schema (version) VALUES (0)")
+        for step in self._steps[version:]:
+            for statement in step:
+                await transaction.run(statement.format_map(self._backend.words))
+        await transaction.run("UPDATE maas_schema SET version = :version", version=len(self._steps))
+
+    async def _forget(self) -> None:
+        now = self.clock()
+        if now >= self._forget_at:
+            self._forget_at = now + _FORGET_SECONDS
+            try:
+                await self._transact(self._forget_old, writes=True)
+            except self._failures:
+                logger.debug("old rows stay for another minute", exc_info=True)
+
+    async def _forget_old(self, transaction: Transaction) -> None:
+        before = int(self.clock()) - _schema.FORGOTTEN_AFTER_SECONDS
+        for statement in _schema.FORGETTING:
+            sql = statement.format_map(self._backend.words)
+            await transaction.run(sql, before=before, limit=_schema.FORGOTTEN_AT_ONCE)
+
+
+class Transaction:
+    """What work does in a database."""
+
+    def __init__(self, connection: AsyncConnection, backend: Backend) -> None:
+        self._connection = connection
+        self._backend = backend
+
+    async def run(self, sql: str, **parameters: object) -> Sequence[Row]:
+        """Run a statement, with parameters as `:name`; returns its rows, if it has any."""
+        result = await self._connection.execute(_text(sql), parameters)
+        return result.all() if result.returns_rows else []
+
+    async def change(self, sql: str, **parameters: object) -> int:
+        """Run a statement that changes rows; returns how many."""
+        return int((await self._connection.execute(_text(sql), parameters)).rowcount)
+
+    async def run_each(self, sql: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Run a statement for each of these parameters, in their order."""
+        if parameters := [dict(row) for row in rows]:
+            await self._connection.execute(_text(sql), parameters)
+
+    async def lock(self, name: str) -> None:
+        """Wait for the other transactions that took the lock of this name; it is held until this one ends."""
+        await self._backend.lock(self._connection, name)
+
+
+class _SchemaIsNewer(Exception):
+    """The library is older than the tables."""
+
+
+class _Outage:
+    """What the log has of a database that fails: each reason once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, error: Exception) -> None:
+        reason = _reason(error)
+        if reason not in self._told:
+            logger.warning("the database fails: %s", reason)
+        self._told.add(reason)
+
+    def end(self) -> None:
+        if self._told:
+            logger.warning("the database answers again")
+        self._told.clear()
+
+
+def _reason(error: BaseException) -> str:
+    """What began it, in words that tell neither where the database is nor what is in it."""
+    if isinstance(error, _SchemaIsNewer):
+        return str(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "sqlite_errorname", type(error).__name__))
+
+
+def _failures(backend: Backend) -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (SQLAlchemyError, OSError, _SchemaIsNewer, *backend.failures)
+
+
+def _text(sql: str) -> Any:
+    from sqlalchemy import text
+
+    return text(sql)
