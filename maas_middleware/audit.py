@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 logger = logging.getLogger("maas_middleware.audit")
+logger.setLevel(logging.INFO)  # whatever the level of others is
 
 Outcome = Literal["done", "denied", "failed"]
 
@@ -38,5 +39,9 @@ class AuditRecord:
 
 
 def write_audit_record(record: AuditRecord) -> None:
-    """Log a record to `maas_middleware.audit`: INFO where the act was done, else WARNING."""
-    logger.log(logging.INFO if record.outcome == "done" else logging.WARNING, "%s", record)
+    """Log a record to `maas_middleware.audit`: INFO where the act was done, else WARNING.
+
+    Where nobody has configured logging it is WARNING always, because Python drops everything below.
+    """
+    is_plain = record.outcome == "done" and logger.hasHandlers()
+    logger.log(logging.INFO if is_plain else logging.WARNING, "%s", record)

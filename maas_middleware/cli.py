@@ -13,6 +13,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from . import __version__
 from .assembly import Parts
@@ -191,6 +192,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         os.environ["MAAS_CONFIG"] = options.config  # inherited by the workers
 
     import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
 
     uvicorn.run(
         "maas_middleware:gateway" if options.workers > 1 else gateway(settings),
@@ -203,5 +205,22 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         server_header=False,
         proxy_headers=False,  # whose word counts is for `trusted_proxies` to say
         timeout_graceful_shutdown=_GRACE_SECONDS,
+        log_config=_with_our_loggers(LOGGING_CONFIG),
     )
     return 0
+
+
+def _with_our_loggers(config: dict[str, Any]) -> dict[str, Any]:
+    """uvicorn's logging, which every worker has, and in it ours; what administrators do is JSON and nothing else."""
+    plain = {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}
+    ours = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    return {
+        **config,
+        "formatters": {**config["formatters"], "plain": {"format": "%(message)s"}},
+        "handlers": {**config["handlers"], "plain": plain},
+        "loggers": {
+            **config["loggers"],
+            "maas_middleware": ours,
+            "maas_middleware.audit": {**ours, "handlers": ["plain"]},
+        },
+    }

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass
 class GatewayProcess:
-    """A running gateway, and what it printed until it listened."""
+    """A running gateway, and what it printed: until it listened, and when it has ended, all of it."""
 
     process: subprocess.Popen[str]
     port: int
@@ -53,7 +53,9 @@ def running(*command: str, **environ: str) -> Iterator[GatewayProcess]:
         text=True,
     )
     assert process.stdout is not None
-    draining = threading.Thread(target=process.stdout.read)  # whose output nobody reads stands still
+    rest: list[str] = []
+    # whose output nobody reads stands still
+    draining = threading.Thread(target=rest.extend, args=[process.stdout])
     try:
         gateway = _listening(process)
         draining.start()
@@ -63,6 +65,7 @@ def running(*command: str, **environ: str) -> Iterator[GatewayProcess]:
         process.wait(timeout=10)
         if draining.ident is not None:
             draining.join(timeout=10)
+            gateway.printed += "".join(rest)
         process.stdout.close()
 
 

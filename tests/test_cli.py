@@ -10,8 +10,10 @@ import pytest
 from maas_middleware import __version__
 from maas_middleware.cli import main
 from maas_middleware.endpoints import ENDPOINTS
+from maas_middleware.testing.cluster import ClusterUser, StandInCluster
 
 from .processes import ROOT, running
+from .servers import serving_in_thread
 
 EXAMPLE = str(ROOT / "examples" / "gateway" / "maas.yaml")
 
@@ -187,3 +189,34 @@ def test_workers_serve_with_a_common_key_and_a_warning(counters: str, own: str, 
 
     assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {key["kid"]}
     assert f"2 workers: each has {own} of its own" in gateway.printed
+
+
+ADMINISTRATORS = """
+openshift: {{api_url: {cluster}}}
+store: sqlite:///{folder}/maas.db
+tokens: {{administrators: [admins]}}
+models: [{{id: a, tiers: all, upstreams: ["http://127.0.0.1:9"]}}]
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_administrators_do_is_printed_as_json(workers: str, tmp_path: Path) -> None:
+    cluster = StandInCluster({"ada": ClusterUser("ada", ("admins",))})
+    config = tmp_path / "maas.yaml"
+    with serving_in_thread(cluster) as cluster_url:
+        config.write_text(ADMINISTRATORS.format(cluster=cluster_url, folder=tmp_path))
+        serve = ("serve", "--config", str(config), "--port", "0", "--workers", workers)
+        with running(sys.executable, "-m", "maas_middleware", *serve) as gateway:
+            transport = httpx.HTTPTransport(retries=6)
+            with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{gateway.port}", timeout=10) as client:
+                revoked = client.delete("/v1/admin/tokens?user=fay", headers={"authorization": "Bearer ada"})
+
+    assert revoked.status_code == 204
+    (record,) = [json.loads(line) for line in gateway.printed.splitlines() if line.startswith("{")]
+    assert (record["event"], record["actor"], record["subject"], record["outcome"]) == (
+        "admin.tokens.revoke",
+        "openshift/ada",
+        "openshift/fay",
+        "done",
+    )
+    assert record["request_id"] == revoked.headers["x-request-id"]

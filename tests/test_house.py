@@ -19,7 +19,7 @@ CORE_LIBRARIES = {"msgspec", "limits"}
 CORE = {
     *("context", "durations", "errors", "identity", "tiers", "catalogue", "limiting", "requests", "usage", "tokens"),
     *("admission", "charging", "dialects", "endpoints", "entitlement", "envelopes", "events", "renaming", "_cache"),
-    *("audit", "token_store", "revocations", "usage_store", "throttling"),
+    *("_fingerprint", "audit", "token_store", "revocations", "usage_store", "throttling"),
 }
 PLUMBING = {"_asgi", "_forms", "_leases", "_lifespan", "_recorder", "_group_commit"}
 SHELLS = {"middleware", "apps"}

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .._fingerprint import LOOK_SECONDS, fingerprint
 from .keys import SigningKeys
 
 logger = logging.getLogger("maas_middleware")
-
-LOOK_SECONDS = 1.0
-
-_Fingerprint = tuple[int, int, int, int] | None  # None: there is no such file
 
 
 class WatchedKeys:
@@ -37,7 +33,7 @@ class WatchedKeys:
         self._clock = clock
         self._problem: str | None = None
         self._next_look = clock() + LOOK_SECONDS
-        self._seen = _fingerprint(path)  # before reading: what changes meanwhile is read again
+        self._seen = fingerprint(path)  # before reading: what changes meanwhile is read again
         self._keys = SigningKeys.load(path)
 
     def current(self) -> SigningKeys:
@@ -56,7 +52,7 @@ class WatchedKeys:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
-        seen = _fingerprint(self._path)
+        seen = fingerprint(self._path)
         if seen != self._seen:
             self._seen = seen
             self._read()
@@ -77,11 +73,3 @@ class WatchedKeys:
         if problem != self._problem:
             logger.error("changed signing keys are refused, the keys stay as they were: %s", problem)
         self._problem = problem
-
-
-def _fingerprint(path: Path) -> _Fingerprint:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

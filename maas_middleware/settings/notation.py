@@ -110,32 +110,28 @@ def _limits(text: str) -> str:
 
 def counters_url(url: str) -> str:
     """Check where use is counted. What is refused is not quoted: it may hold a password."""
-    if url == "memory://":
+    if url == "memory://" or _is_server(url, {"redis", "rediss"}, r"(/\d*)?"):
         return url
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
-        known = known and re.fullmatch(r"(/\d*)?", parts.path) is not None
-    except ValueError:
-        known = False
-    if not known or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"{_named(url)} is not like memory://, redis://HOST:PORT/DATABASE or rediss://...")
-    return url
+    raise ValueError(f"{_named(url)} is not like memory://, redis://HOST:PORT/DATABASE or rediss://...")
 
 
 def store_url(url: str) -> str:
     """Check where tokens are kept. What is refused is not quoted: it may hold a password."""
     if url == "memory://" or re.fullmatch(r"sqlite:///[^?#]*[^?#/]", url):
         return url
+    if _is_server(url, {"postgresql", "postgres"}, r"/[^/]+"):
+        return url
+    raise ValueError(f"{_named(url)} is not like memory://, sqlite:///PATH or postgresql://HOST:PORT/DATABASE")
+
+
+def _is_server(url: str, schemes: set[str], path: str) -> bool:
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("postgresql", "postgres") and bool(parts.hostname) and parts.port != 0
-        known = known and re.fullmatch(r"/[^/]+", parts.path) is not None
+        is_there = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        known = False
-    if not known or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"{_named(url)} is not like memory://, sqlite:///PATH or postgresql://HOST:PORT/DATABASE")
-    return url
+        return False
+    is_written = url.isascii() and url.isprintable() and " " not in url
+    return is_there and is_written and re.fullmatch(path, parts.path) is not None
 
 
 def _named(url: str) -> str:

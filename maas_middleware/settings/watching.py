@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 
+from .._fingerprint import LOOK_SECONDS, Fingerprint, fingerprint
 from ..tiers import Tier
 from .assembling import validated
 from .loading import ConfigurationError
@@ -14,10 +14,6 @@ from .sections import Settings
 from .values import tiers_of
 
 logger = logging.getLogger("maas_middleware")
-
-LOOK_SECONDS = 1.0
-
-_Fingerprint = tuple[int, int, int, int] | None  # None: there is no such file
 
 
 class WatchedTiers:
@@ -80,17 +76,9 @@ class WatchedTiers:
         return tiers
 
 
-def _fingerprints(settings: Settings) -> dict[str, _Fingerprint]:
+def _fingerprints(settings: Settings) -> dict[str, Fingerprint]:
     origin = settings.origin
     if settings.tiers is not None and (origin is None or "tiers" not in origin.keys):
         return {}
     files = (settings.tiers_file, None if origin is None else origin.config)
-    return {path: _fingerprint(path) for path in files if path is not None}
-
-
-def _fingerprint(path: str) -> _Fingerprint:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+    return {path: fingerprint(path) for path in files if path is not None}

@@ -12,7 +12,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ..errors import StoreUnavailable
 from . import _schema
-from ._backends import CONNECTIONS, Backend, open_backend
+from ._backends import Backend, open_backend
+from ._engines import CONNECTIONS
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("maas_middleware")
 
 _FORGET_SECONDS = 60.0
+_CLOSING_SECONDS = 1.0
 
 Row = Any  # has the columns as attributes
 T = TypeVar("T")
@@ -29,13 +31,15 @@ class SQLDatabase:
     """A SQLite file or a PostgreSQL database that stores share, and its tables, which it makes and brings up to date.
 
     Nothing is connected before the first call. A database that does not answer is asked again by the next call. The log
-    has one line when it begins to fail, and one when it answers again.
+    has one line when it begins to fail, and one when it answers again. A SQLite file has to be on a disk of this
+    machine.
 
     Args:
         url: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user:password@host:port/database`, the
             latter with `?sslmode=` and `&sslrootcert=` as libpq knows them.
         timeout: seconds that a call may take in all. A call that has begun is not cancelled before.
         clock: seconds since the epoch.
+        steps: how the tables came to be; others than the library's are for tests.
 
     Raises:
         ValueError: with a sentence that has nothing of the url, where that is wrong or a package is missing.
@@ -116,11 +120,11 @@ class SQLDatabase:
                 result = await work(Transaction(connection, self._backend))
                 await connection.commit()
             except BaseException:
-                with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(_CLOSING_SECONDS, shield=True):
                     await self._discard(connection)
                 raise
             finally:
-                with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(_CLOSING_SECONDS, shield=True):
                     await connection.close()
             return result
 
@@ -161,8 +165,8 @@ class SQLDatabase:
             self._forget_at = now + _FORGET_SECONDS
             try:
                 await self._transact(self._forget_old, writes=True)
-            except self._failures:
-                logger.debug("old rows stay for another minute", exc_info=True)
+            except self._failures as error:
+                logger.debug("old rows stay for another minute: %s", _reason(error))
 
     async def _forget_old(self, transaction: Transaction) -> None:
         before = int(self.clock()) - _schema.FORGOTTEN_AFTER_SECONDS

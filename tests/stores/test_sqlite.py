@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -123,6 +124,23 @@ async def test_file_that_another_process_writes_for_long_is_not_waited_for(
     assert await store.revoke_all(OWNER) == 1
     failures = [line for line in warnings(caplog) if line != "the database answers again"]
     assert failures == ["the database fails: SQLITE_BUSY"] * 2  # reading succeeded in between
+
+
+async def test_statement_without_end_is_ended(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    database = connect(timeout=0.5)
+    await SQLTokenStore(database).generation(OWNER)
+    threads = threading.active_count()
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
+
+    began_at = time.monotonic()
+    for call in (database.read, database.write):
+        with pytest.raises(StoreUnavailable):
+            await call(lambda transaction: transaction.run(endless))
+
+    assert time.monotonic() - began_at < 1.3
+    assert threading.active_count() <= threads
+    assert await SQLTokenStore(database).generation(OWNER) == 0
+    assert warnings(caplog) == ["the database fails: SQLITE_INTERRUPT", "the database answers again"]
 
 
 async def test_writer_waits_for_another_process(url: str, connect: Connect) -> None:
