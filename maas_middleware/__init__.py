@@ -1,6 +1,5 @@
 """Models-as-a-Service for ASGI inference apps."""
 
-from ._recorder import UsageRecorder
 from .apps.account import MeApp, UsageApp
 from .apps.admin import AdminApp
 from .apps.api_keys import APIKeysApp
@@ -32,7 +31,8 @@ from .providers.jwt import JWTMinter, JWTProvider
 from .providers.keys import SigningKeys
 from .providers.openshift import OpenShiftProvider, cluster_transport
 from .providers.watching import WatchedKeys
-from .revocations import ChangeLog
+from .recorder import UsageRecorder
+from .revocations import ChangeLog, GenerationRaised, Snapshot, TokenRevoked
 from .settings import (
     APIKeySettings,
     ConfigurationError,
@@ -78,6 +78,7 @@ __all__ = [
     "FirstOf",
     "FollowedTokenStore",
     "ForwardedMiddleware",
+    "GenerationRaised",
     "GroupTierResolver",
     "GuardedLedger",
     "Identity",
@@ -121,6 +122,7 @@ __all__ = [
     "SQLUsageStore",
     "Settings",
     "SigningKeys",
+    "Snapshot",
     "StoreUnavailable",
     "Subject",
     "Throttle",
@@ -134,6 +136,7 @@ __all__ = [
     "TierSettings",
     "TokenMinter",
     "TokenRecord",
+    "TokenRevoked",
     "TokenSettings",
     "TokenStore",
     "TokenUsage",

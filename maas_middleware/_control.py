@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._counting import Throttles
 from ._storing import Stores
@@ -20,6 +20,7 @@ from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.identity import IdentityMiddleware
 from .middleware.throttle import ThrottleMiddleware
 from .middleware.tier import TierMiddleware
+from .recorder import UsageRecorder
 from .settings import Settings, WatchedTiers, api_key_lifetimes_of, lifetimes_of
 from .tiers import TierResolver
 from .tokens import TokenMinter
@@ -60,6 +61,7 @@ class Control:
         if self._throttles.control_requests is not None:
             app = ThrottleMiddleware(app, throttle=self._throttles.control_requests)
         failures = self._throttles.failed_credentials
+        app = _written(app, self._stores.recorder)
         app = IdentityMiddleware(app, provider=self._provider, inner_key=inner_key, failures=failures)
         return ErrorEnvelopeMiddleware(app)
 
@@ -105,3 +107,15 @@ class Control:
     def _models(self) -> ASGIApp:
         app = ModelsApp(catalogue=self._catalogue, tiers=self._tiers.current, public_url=self._settings.public_url)
         return TierMiddleware(app, resolver=self._resolver, unlisted="pass")
+
+
+def _written(app: ASGIApp, recorder: UsageRecorder) -> ASGIApp:
+    """The app, and after it what a request leaves behind, where no lifespan writes it."""
+
+    async def writing(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            await recorder.after_request()
+
+    return writing

@@ -10,7 +10,7 @@ Fingerprint = tuple[int, int, int, int] | None  # None: there is no such file
 
 
 def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
-    """Another one whenever the file may have changed. The target of a symbolic link counts: Kubernetes changes links."""
+    """Another one whenever the file may have changed. Of a symbolic link the target counts: Kubernetes swaps those."""
     try:
         status = os.stat(path)
     except OSError:

@@ -78,6 +78,7 @@ class Service:
     """A dispatch and its resources, round the lifespan of the app inside.
 
     Args:
+        starting: are waited for one after the other before the app starts, so they have to end by themselves.
         running: run while the lifespan lasts, and are cancelled before anything is closed. What they raise ends it.
         closing: is called at the end, each of them whatever happens to another, the last first.
     """
@@ -87,11 +88,13 @@ class Service:
         dispatch: ASGIApp,
         inner: ASGIApp,
         *,
+        starting: Sequence[Callable[[], Awaitable[None]]] = (),
         running: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
         closing: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         self._dispatch = dispatch
         self._inner = inner
+        self._starting = starting
         self._running = running
         self._closing = closing
 
@@ -102,6 +105,8 @@ class Service:
             await self._dispatch(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for start in self._starting:
+            await start()
         background, ended = anyio.CancelScope(), anyio.Event()
         error: Exception | None = None
 

@@ -19,7 +19,7 @@ class KeptKeys:
     def __init__(self, settings: Settings) -> None:
         self._path = signing_keys_path(settings)
         self._is_configured = settings.tokens.signing_keys_file is not None
-        if self._is_configured:
+        if self._is_configured or (self._path is not None and self._path.exists()):
             self.open()
 
     def open(self) -> None:

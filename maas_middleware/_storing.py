@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from ._recorder import UsageRecorder
+from .recorder import UsageRecorder
 from .settings import ConfigurationError, Problem, Settings, store_of
 from .stores.followed import FollowedTokenStore
 from .stores.memory import MemoryTokenStore, MemoryUsageStore
@@ -24,13 +24,15 @@ class Stores:
     """What is kept, and where.
 
     Attributes:
-        running: what runs while the service lives.
+        starting: what is done before the service serves.
+        running: what runs while it lives.
         closing: what closes at its end, the last first.
     """
 
     tokens: MemoryTokenStore | FollowedTokenStore
     usage: UsageStore
     recorder: UsageRecorder
+    starting: tuple[Step, ...]
     running: tuple[Step, ...]
     closing: tuple[Step, ...]
 
@@ -48,8 +50,8 @@ class Stores:
 
     @property
     def degraded(self) -> bool:
-        """Whether the store is away at the moment."""
-        return isinstance(self.tokens, FollowedTokenStore) and self.tokens.degraded
+        """Whether the store cannot be read or written at the moment."""
+        return self.recorder.is_failing or (isinstance(self.tokens, FollowedTokenStore) and self.tokens.degraded)
 
 
 def stores_of(settings: Settings) -> Stores:
@@ -62,7 +64,7 @@ def stores_of(settings: Settings) -> Stores:
     if url == "memory://":
         tokens, usage = MemoryTokenStore(), MemoryUsageStore()
         recorder = UsageRecorder(usage, tokens=tokens)
-        return Stores(tokens, usage, recorder, (recorder.run,), (recorder.aclose,))
+        return Stores(tokens, usage, recorder, (), (recorder.run,), (recorder.aclose,))
     try:
         database = SQLDatabase(url, timeout=settings.store_timeout)
     except ValueError as error:
@@ -76,7 +78,14 @@ def stores_of(settings: Settings) -> Stores:
     )
     kept = SQLUsageStore(database)
     recorder = UsageRecorder(kept, tokens=followed, timeout=settings.store_timeout + 1)
-    return Stores(followed, kept, recorder, (followed.run, recorder.run), (database.aclose, recorder.aclose))
+    return Stores(
+        followed,
+        kept,
+        recorder,
+        starting=(database.open, followed.refresh),
+        running=(followed.run, recorder.run),
+        closing=(database.aclose, recorder.aclose),
+    )
 
 
 def warn_of_what_ends(stores: Stores, *, has_counters: bool) -> None:

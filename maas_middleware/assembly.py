@@ -137,7 +137,7 @@ class Parts:
         self.keys.open()
         counters = [self.ledger.aclose] if isinstance(self.ledger, GuardedLedger) else []
         closing = (self.logins.aclose, *counters, *self.throttles.closing, *self.stores.closing, *closing)
-        return Service(dispatch, inner, running=self.stores.running, closing=closing)
+        return Service(dispatch, inner, starting=self.stores.starting, running=self.stores.running, closing=closing)
 
     def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> ASGIApp:
         collections = self.control.collections()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from .tokens import Claims
 
 CHANGES_AT_ONCE = 1000
+FOLLOWABLE_SECONDS = 3000.0  # changes are kept for an hour, by clocks that differ
+
+_LOOKED_THROUGH_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +43,39 @@ Change = TokenRevoked | GenerationRaised
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that is revoked.
+    """A page of everything that is revoked.
 
     Attributes:
-        sequence: of the last change that is in it; 0 where there was none.
-        generations: of all owners who have another than 0.
+        sequence: a change; those up to it are in this page, or in others of the same snapshot. 0 where there is none.
+        generations: of owners who have another than 0.
         revoked: the expiry, in seconds since the epoch, of revoked tokens by id.
+        next: what to ask the next page after; None where this is the last.
     """
 
     sequence: int
     generations: Mapping[str, int]
     revoked: Mapping[str, int]
+    next: str | None = None
 
 
 class ChangeLog(Protocol):
     """A store of tokens whose revocations can be followed. May raise StoreUnavailable."""
 
-    async def snapshot(self) -> Snapshot:
-        """Everything that was revoked before it was asked for, as of one moment."""
+    async def snapshot(self, after: str | None = None, /) -> Snapshot:
+        """The first page, or the one after a page that told this.
+
+        All pages have everything that was revoked before the first was asked for. What is revoked later may be missing,
+        but is in the changes after the sequence of the first.
+        """
         ...
 
     async def changes(self, after: int, /) -> Iterable[Change]:
         """The changes after that sequence, in order; `CHANGES_AT_ONCE` of them where there may be more, else all.
 
         A change that was seen once is never followed by one of a lower sequence, whatever transactions were open.
-        Changes may be forgotten after an hour: whoever has not asked for so long needs a snapshot. The sequence goes
-        on where it was, even if all are forgotten.
+        Changes may be forgotten after an hour: whoever has not asked for so long needs a snapshot. The last one is
+        never forgotten. Where it is gone, or is another, the store was set back: to a backup, or by the loss of a
+        server.
         """
         ...
 
@@ -74,6 +85,7 @@ class KnownRevocations:
 
     def __init__(self) -> None:
         self._sequence = 0
+        self._last: Change | None = None  # of that sequence, where it was seen
         self._generations: dict[str, int] = {}
         self._revoked: dict[str, int] = {}
 
@@ -101,19 +113,37 @@ class KnownRevocations:
                 self.revoke(change.token_id, change.expires_at)
             else:
                 self.raise_generation(change.owner, change.generation)
-            self._sequence = max(change.sequence, self._sequence)
+            if change.sequence >= self._sequence:
+                self._sequence, self._last = change.sequence, change
 
-    def load(self, snapshot: Snapshot, now: float) -> None:
-        """Take in everything that is revoked, and forget what has expired by now (seconds since the epoch).
+    def follow_from(self, sequence: int) -> None:
+        """Follow the changes after that one from now on. What is known stays known."""
+        self._sequence, self._last = sequence, None
 
-        What follows is what follows on the snapshot, also where more was known: a store that was restored from a
-        backup counts on from a lower sequence.
-        """
-        known = self._generations.get
-        self._generations.update(
-            {owner: generation for owner, generation in snapshot.generations.items() if generation > known(owner, 0)}
-        )
-        self._revoked.update(snapshot.revoked)
-        for token_id in [token_id for token_id, expires_at in self._revoked.items() if expires_at <= now]:
-            del self._revoked[token_id]
-        self._sequence = snapshot.sequence
+    @property
+    def asked_after(self) -> int:
+        """What to ask changes after, so that the last one known comes again; see `is_continued_by`."""
+        return max(self._sequence - 1, 0)
+
+    def is_continued_by(self, changes: Sequence[Change]) -> bool:
+        """Whether the changes begin with the last one known. If they do not, the store was set back."""
+        if self._sequence == 0:
+            return True
+        if self._last is None:
+            return bool(changes) and changes[0].sequence == self._sequence
+        return bool(changes) and changes[0] == self._last
+
+    def load(self, page: Snapshot) -> None:
+        """Take in a page of what is revoked. What follows is what followed before."""
+        for owner, generation in page.generations.items():
+            self.raise_generation(owner, generation)
+        self._revoked.update(page.revoked)
+
+    def forget(self, now: float) -> Iterator[None]:
+        """Forget what has expired by now (seconds since the epoch), a part of it with each step."""
+        token_ids = list(self._revoked)
+        for start in range(0, len(token_ids), _LOOKED_THROUGH_AT_ONCE):
+            for token_id in token_ids[start : start + _LOOKED_THROUGH_AT_ONCE]:
+                if self._revoked.get(token_id, math.inf) <= now:
+                    del self._revoked[token_id]
+            yield

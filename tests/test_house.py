@@ -21,7 +21,7 @@ CORE = {
     *("admission", "charging", "dialects", "endpoints", "entitlement", "envelopes", "events", "renaming", "_cache"),
     *("_fingerprint", "audit", "token_store", "revocations", "usage_store", "throttling"),
 }
-PLUMBING = {"_asgi", "_forms", "_leases", "_lifespan", "_recorder", "_group_commit"}
+PLUMBING = {"_asgi", "_forms", "_leases", "_lifespan", "recorder", "_group_commit"}
 SHELLS = {"middleware", "apps"}
 ADAPTERS = {"providers", "ledgers", "stores", "transports"}
 SETTINGS = {"settings"}
@@ -54,7 +54,9 @@ ONLY_IN = {
     "cryptography": {"providers/keys.py"},
     "yaml": {"settings/loading.py"},
     "uvicorn": {"cli.py"},
-    "sqlalchemy": {"stores/_backends.py", "stores/_database.py"},
+    "sqlalchemy": {
+        f"stores/_{name}.py" for name in ("backends", "database", "engines", "postgresql", "sqlite", "transaction")
+    },
 }
 
 

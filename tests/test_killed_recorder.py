@@ -18,12 +18,12 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from maas_middleware._lifespan import Service
-from maas_middleware._recorder import UsageRecorder
 from maas_middleware.endpoints import CHAT_COMPLETIONS
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.middleware.rate_limit import RateLimitMiddleware
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
+from maas_middleware.recorder import UsageRecorder
 from maas_middleware.stores.sql import SQLDatabase, SQLUsageStore
 from maas_middleware.tiers import GroupTierResolver, Tier
 

@@ -308,6 +308,26 @@ async def test_what_runs_while_a_service_lives_ends_before_anything_is_closed() 
     assert journal == ["runs", "runs", "ends", "ends", "close"]
 
 
+async def test_service_is_ready_before_the_server_hears_that_it_has_started() -> None:
+    journal: list[str] = []
+
+    async def start() -> None:
+        await anyio.lowlevel.checkpoint()
+        journal.append("start")
+
+    async def run_with(app: ASGIApp, scope: Scope, receive: Receive, send: Send, _: object) -> None:
+        async def noting_send(message: Message) -> None:
+            journal.append(message["type"])
+            await send(message)
+
+        await Service(app, app, starting=[start, start], running=[Running(journal)])(scope, receive, noting_send)
+
+    await lifespan_of(completes, run_with)
+
+    assert journal[:2] == ["start", "start"]
+    assert journal.index("lifespan.startup.complete") > 1
+
+
 async def test_service_whose_server_gives_it_up_ends_what_runs() -> None:
     journal: list[str] = []
     service = Service(completes, completes, running=[Running(journal)])

@@ -11,9 +11,9 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
-from maas_middleware._recorder import UsageRecorder
 from maas_middleware.errors import StoreUnavailable
 from maas_middleware.limiting import Charge
+from maas_middleware.recorder import UsageRecorder
 from maas_middleware.stores.memory import MemoryTokenStore, MemoryUsageStore
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.token_store import TokenRecord

@@ -76,45 +76,121 @@ def test_the_sequence_is_that_of_the_last_change() -> None:
     assert known.sequence == 7
 
 
-def test_a_snapshot_adds_to_what_is_known() -> None:
+@pytest.mark.parametrize(
+    ("changes", "after"),
+    [
+        pytest.param([], 0, id="nothing"),
+        pytest.param([TokenRevoked(1, "a", NOW)], 0, id="the first"),
+        pytest.param([TokenRevoked(4, "a", NOW), GenerationRaised(7, ALICE, 1)], 6, id="several"),
+    ],
+)
+def test_changes_are_asked_for_from_the_last_one_known(changes: list[Change], after: int) -> None:
+    assert knowing(*changes).asked_after == after
+
+
+LAST = TokenRevoked(7, "a", NOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_continued"),
+    [
+        pytest.param([LAST], True, id="the last alone"),
+        pytest.param([LAST, TokenRevoked(8, "b", NOW)], True, id="one more"),
+        pytest.param([], False, id="none"),
+        pytest.param([TokenRevoked(8, "b", NOW)], False, id="another number"),
+        pytest.param([TokenRevoked(7, "b", NOW)], False, id="another token"),
+        pytest.param([GenerationRaised(7, ALICE, 1)], False, id="another kind"),
+    ],
+)
+def test_a_store_was_set_back_where_its_changes_do_not_begin_with_the_last_one_known(
+    changes: list[Change], is_continued: bool
+) -> None:
+    known = knowing(TokenRevoked(4, "c", NOW), LAST)
+    known.follow([TokenRevoked(5, "d", NOW)])
+
+    assert known.is_continued_by(changes) == is_continued
+
+
+@pytest.mark.parametrize(("sequence", "is_continued"), [(6, False), (7, True), (8, False)])
+def test_of_a_snapshot_the_number_of_the_last_change_is_known(sequence: int, is_continued: bool) -> None:
+    known = knowing(LAST)
+    known.follow_from(7)
+
+    assert known.is_continued_by([TokenRevoked(sequence, "b", NOW)]) == is_continued
+    assert not known.is_continued_by([])
+
+
+def test_where_nothing_is_known_anything_continues_it() -> None:
+    known = knowing(LAST)
+    known.follow_from(0)
+
+    assert known.is_continued_by([])
+    assert known.is_continued_by([TokenRevoked(3, "b", NOW)])
+
+
+def test_what_is_known_stays_so_wherever_it_is_followed_from() -> None:
+    known = knowing(TokenRevoked(500, "a", NOW + 900))
+
+    known.follow_from(3)
+
+    assert known.covers(token("a"))
+    assert known.sequence == 3
+
+
+def test_a_page_adds_to_what_is_known() -> None:
     known = knowing(TokenRevoked(1, "a", NOW + 900), GenerationRaised(2, ALICE, 1))
 
-    known.load(Snapshot(5, {BOB: 1}, {"b": NOW + 900}), NOW)
+    known.load(Snapshot(5, {BOB: 1}, {"b": NOW + 900}))
 
     assert known.covers(token("a", generation=1))
     assert known.covers(token("b", generation=1))
     assert known.covers(token("c", ALICE))
     assert known.covers(token("c", BOB))
-    assert known.sequence == 5
+    assert known.sequence == 2
 
 
-def test_an_older_snapshot_makes_nothing_valid() -> None:
+def test_an_older_page_makes_nothing_valid() -> None:
     known = knowing(TokenRevoked(1, "a", NOW + 900), GenerationRaised(2, ALICE, 2), GenerationRaised(3, BOB, 3))
 
-    known.load(Snapshot(1, {ALICE: 1, BOB: 3}, {}), NOW)
+    known.load(Snapshot(1, {ALICE: 1, BOB: 3}, {}))
 
     assert known.covers(token("a", generation=2))
     assert known.covers(token("b", generation=1))
     assert known.covers(token("c", BOB, generation=2))
 
 
-def test_after_a_snapshot_of_a_lower_sequence_the_changes_follow_from_there() -> None:
-    """A store that was restored from a backup counts on from a lower one."""
-    known = knowing(TokenRevoked(500, "a", NOW + 900))
-
-    known.load(Snapshot(3, {}, {}), NOW)
-
-    assert known.sequence == 3
-
-
-def test_revocations_are_forgotten_at_a_snapshot_once_their_tokens_have_expired() -> None:
+def test_revocations_are_forgotten_once_their_tokens_have_expired() -> None:
     known = knowing(TokenRevoked(1, "a", NOW), TokenRevoked(2, "b", NOW + 1))
     known.raise_generation(ALICE, 1)
+    known.load(Snapshot(2, {}, {"c": NOW, "d": NOW + 1}))
 
-    known.load(Snapshot(2, {}, {"c": NOW, "d": NOW + 1}), NOW)
+    assert len(list(known.forget(NOW))) == 1
 
     assert [known.covers(token(token_id, generation=1)) for token_id in "abcd"] == [False, True, False, True]
     assert known.covers(token("e"))
+
+
+def test_many_are_looked_through_in_parts_while_others_are_taken_in() -> None:
+    count = 10_000
+    known = KnownRevocations()
+    known.load(Snapshot(1, {}, {str(number): NOW for number in range(2 * count + 1)}))
+    left = [2 * count + 1]
+
+    for _ in known.forget(NOW):
+        known.revoke("new", NOW + 1)
+        left.append(sum(known.covers(token(str(number))) for number in range(2 * count + 1)))
+
+    assert left == [2 * count + 1, count + 1, 1, 0]
+    assert known.covers(token("new"))
+
+
+def test_what_two_look_through_at_once_is_forgotten_once() -> None:
+    known = knowing(TokenRevoked(1, "a", NOW), TokenRevoked(2, "b", NOW + 1))
+    one, other = known.forget(NOW), known.forget(NOW)
+
+    list(one), list(other)
+
+    assert [known.covers(token(token_id)) for token_id in "ab"] == [False, True]
 
 
 SEQUENCES = st.integers(1, 20)
@@ -137,7 +213,8 @@ def test_nothing_becomes_valid_again_in_whatever_order_it_comes(steps: list[list
     covered: set[Claims] = set()
     for step in steps:
         if isinstance(step, Snapshot):
-            known.load(step, NOW)
+            known.load(step)
+            list(known.forget(NOW))
         else:
             known.follow(step)
 

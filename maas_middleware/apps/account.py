@@ -15,12 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from .._asgi import path_below, serve
 from .._leases import LEDGER_SECONDS, peek
-from .._recorder import UsageRecorder
 from ..catalogue import Catalogue
 from ..context import ensure_context, required
 from ..errors import InvalidRequest, MethodNotAllowed, NotFound, NoTier, StoreUnavailable
 from ..identity import Identity
 from ..limiting import NO_LIMITS, Budget, Ledger, Limit
+from ..recorder import UsageRecorder
 from ..tiers import FEATURES, Tier, TierResolver
 from ..usage_store import UsageRecord, UsageStore
 from ._listing import Query

@@ -12,13 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._asgi import BODY_MESSAGES, new_id, reject, with_headers
 from .._leases import LEDGER_SECONDS, Leases, peek
-from .._recorder import UsageRecorder
 from ..admission import Admission, after_failure, after_use, limit_exceeded
 from ..charging import Estimate, Outcome, charge_for, estimated_tokens, input_tokens, is_failure
 from ..context import MaaSContext, ensure_context, required
 from ..entitlement import subjects_of
 from ..errors import AccessDenied, MaaSError
 from ..limiting import Charge, Demand, Headers, Ledger, Subject, Verdict, limit_headers
+from ..recorder import UsageRecorder
 from ..tiers import Tier
 from ..usage import TokenUsage
 
@@ -199,9 +199,13 @@ class _Metered:
                 logger.info("request %s was answered without usage", self._context.request_id)
             charge = charge_for(outcome)
             if self._note is not None:
-                model = self._context.model
-                self._note("" if model is None else model.id, charge, input_tokens(charge, outcome))
+                self._note(self._served_model(outcome), charge, input_tokens(charge, outcome))
             await self._leases.settle(self._admission.leases, charge)
+
+    def _served_model(self, outcome: Outcome) -> str:
+        model = self._context.model
+        # the name in a request that was refused may be made up, where only the inner app knows its models
+        return "" if model is None or outcome.is_refusal else model.id
 
     def _outcome(self) -> Outcome:
         context = self._context

@@ -43,7 +43,9 @@ class ThrottleMiddleware:
             return
         identity = required(ensure_context(scope).identity, "ThrottleMiddleware", "identity", "IdentityMiddleware")
         try:
-            await check_throttle(self._throttle, identity.key, self._limit, jitter=self._jitter)
+            # a login that has to revoke a leaked token is not held up by whoever asks with that
+            key = identity.key if identity.restriction is None else f"[restricted]{identity.key}"
+            await check_throttle(self._throttle, key, self._limit, jitter=self._jitter)
         except RateLimitExceeded as error:
             await reject(scope, receive, send, error)
             return

@@ -134,6 +134,11 @@ def _is_server(url: str, schemes: set[str], path: str) -> bool:
     return is_there and is_written and re.fullmatch(path, parts.path) is not None
 
 
+def shown_url(url: str) -> str:
+    """The URL as it may be shown: of one that may hold a password no more than the scheme."""
+    return url if url == "memory://" or url.startswith("sqlite:///") else _named(url)
+
+
 def _named(url: str) -> str:
     scheme, found, _ = url.partition("://")  # the rest may hold a password
     return f"{scheme}://..." if found and _SCHEME.fullmatch(scheme) else "this"

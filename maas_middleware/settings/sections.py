@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from .models import ModelSettings
-from .notation import CountersUrl, Peer, Positive, RoutePath, Seconds, StoreUrl, Url
+from .notation import CountersUrl, Peer, Positive, RoutePath, Seconds, StoreUrl, Url, shown_url
 from .openshift import OpenShiftSettings
 from .proxy import ProxySettings
 from .throttles import ThrottleSettings
@@ -81,6 +81,12 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
     proxy: ProxySettings = ProxySettings()
     trusted_proxies: tuple[Peer, ...] = ()
     inner_api_key_file: str | None = None
+
+    def __repr__(self) -> str:
+        """As it is written in Python, but for URLs that may hold a password."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values |= {name: shown_url(values[name]) for name in ("counters", "store")}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @property
     def origin(self) -> Origin | None:

@@ -14,9 +14,9 @@ class ThrottleSettings(Struct, frozen=True, kw_only=True):
         mints: access tokens and API keys that a user may mint.
         failed_credentials: wrong credentials from one address; then they are answered with 429, and no further login
             from there is reviewed. What was accepted before passes all the same.
-        control_requests: requests of a user to everything but inference.
+        control_requests: requests of a user to everything but inference, logins and access tokens counted apart.
     """
 
-    mints: LimitText = "30/minute"
+    mints: LimitText = "30/minute;300/day"
     failed_credentials: LimitText = "60/minute"
     control_requests: LimitText = "600/minute"

@@ -18,7 +18,8 @@ class TokenSettings(Struct, frozen=True, kw_only=True):
         issuer: `iss`; None stands for the public URL, or else `maas-middleware`.
         audience: `aud`.
         signing_keys_file: a JWK set: the first key signs, all verify. None: a key is made, and kept beside the SQLite
-            file, or nowhere. Needed with `redis://` or `postgresql://`, since replicas have to have the same keys.
+            file, or nowhere. Needed with `postgresql://`, and with `redis://` unless the store is SQLite: replicas have
+            to have the same keys.
         default_expiration, minimum_expiration, maximum_expiration: whole seconds; in text `4h`.
         administrators: the groups that may look at and revoke the tokens of others.
         on_store_failure: what is done when the store of revocations is away for longer than the grace: `refuse`

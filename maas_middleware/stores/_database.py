@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -13,7 +14,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ..errors import StoreUnavailable
 from . import _schema
 from ._backends import Backend, open_backend
-from ._engines import CONNECTIONS
+from ._engines import CONNECTIONS, Unusable
+from ._transaction import Transaction
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,23 +25,24 @@ logger = logging.getLogger("maas_middleware")
 _FORGET_SECONDS = 60.0
 _CLOSING_SECONDS = 1.0
 
-Row = Any  # has the columns as attributes
 T = TypeVar("T")
+Mode = Literal["read", "write"]
 
 
 class SQLDatabase:
     """A SQLite file or a PostgreSQL database that stores share, and its tables, which it makes and brings up to date.
 
     Nothing is connected before the first call. A database that does not answer is asked again by the next call. The log
-    has one line when it begins to fail, and one when it answers again. A SQLite file has to be on a disk of this
-    machine.
+    has one line when it begins to fail, and one when what failed, reading or writing, works again. A SQLite file has to
+    be on a disk of this machine. All calls have to be made in one event loop.
 
     Args:
         url: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user:password@host:port/database`, the
             latter with `?sslmode=` and `&sslrootcert=` as libpq knows them.
-        timeout: seconds that a call may take in all. A call that has begun is not cancelled before.
+        timeout: seconds that a call may take, and one more to break off what it did. A call that has begun is not
+            cancelled before.
         clock: seconds since the epoch.
-        steps: how the tables came to be; others than the library's are for tests.
+        steps, usable_from: how the tables came to be; others than the library's are for tests.
 
     Raises:
         ValueError: with a sentence that has nothing of the url, where that is wrong or a package is missing.
@@ -52,10 +55,12 @@ class SQLDatabase:
         timeout: float = 2.0,
         clock: Callable[[], float] = time.time,
         steps: _schema.Steps = _schema.STEPS,
+        usable_from: int = _schema.USABLE_FROM,
     ) -> None:
         self.clock = clock
         self._timeout = timeout
         self._steps = steps
+        self._usable_from = usable_from
         self._backend = open_backend(url)
         self._engine = self._backend.engine()
         self._connections = anyio.Semaphore(CONNECTIONS)
@@ -65,13 +70,21 @@ class SQLDatabase:
         self._forget_at = clock() + _FORGET_SECONDS
         self._outage = _Outage()
 
+    async def open(self, seconds: float = 30.0) -> None:
+        """Make the tables or bring them up to date, which may take longer than a call.
+
+        What fails is left to the next call.
+        """
+        with suppress(StoreUnavailable):
+            await self._run(self._nothing, "write", seconds)
+
     async def read(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Do work that changes nothing. Each of its statements sees the database at one moment.
 
         Raises:
             StoreUnavailable: it failed, or took too long.
         """
-        return await self._run(lambda: self._transact(work, writes=False))
+        return await self._run(lambda: self._transact(work, writes=False), "read", self._timeout)
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Do work whole or not at all. Once a minute what is old is forgotten after it.
@@ -79,7 +92,13 @@ class SQLDatabase:
         Raises:
             StoreUnavailable: it failed, or took too long; it is not known, then, whether it was done.
         """
-        return await self._run(lambda: self._transact(work, writes=True), self._forget)
+
+        async def write() -> T:
+            result = await self._transact(work, writes=True)
+            await self._forget()
+            return result
+
+        return await self._run(write, "write", self._timeout)
 
     async def aclose(self) -> None:
         """Close all connections, whether the database takes leave or not; calls in flight fail."""
@@ -87,23 +106,24 @@ class SQLDatabase:
         with anyio.move_on_after(self._timeout, shield=True):
             await self._engine.dispose()
 
-    async def _run(self, work: Callable[[], Awaitable[T]], *then: Callable[[], Awaitable[None]]) -> T:
+    async def _nothing(self) -> None:
+        """The work of nobody."""
+
+    async def _run(self, work: Callable[[], Awaitable[T]], mode: Mode, seconds: float) -> T:
         await checkpoint_if_cancelled()
         results: list[T] = []
         try:
-            with anyio.move_on_after(self._timeout, shield=True):
+            with anyio.move_on_after(seconds, shield=True):
                 if not self._is_prepared:
                     await self._prepare()
                 results.append(await work())
-                for following in then:
-                    await following()
             if not results:
                 raise TimeoutError
         except self._failures as error:
             self._is_prepared = False  # as far as we know
-            self._outage.tell(error)
+            self._outage.tell(mode, error)
             raise StoreUnavailable from error
-        self._outage.end()
+        self._outage.end(mode)
         return results[0]
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]], *, writes: bool) -> T:
@@ -136,28 +156,29 @@ class SQLDatabase:
 
     async def _prepare(self) -> None:
         await self._backend.prepare()
-        if await self._transact(self._version, writes=False) != len(self._steps):
+        if await self._transact(self._version, writes=False) < len(self._steps):
             await self._transact(self._migrate, writes=True)
         self._is_prepared = True
 
     async def _version(self, transaction: Transaction) -> int:
         [[has_version]] = await transaction.run(self._backend.has_version)
-        rows = await transaction.run("SELECT version FROM maas_schema") if has_version else []
-        version = max((int(row.version) for row in rows), default=0)
-        if version > len(self._steps):
-            raise _SchemaIsNewer(f"its tables are of version {version}, which needs a newer maas-middleware")
-        return version
+        rows = await transaction.run("SELECT version, usable_from FROM maas_schema") if has_version else []
+        if any(row.usable_from > len(self._steps) for row in rows):
+            raise Unusable("its tables need a newer maas-middleware")
+        return max((int(row.version) for row in rows), default=0)
 
     async def _migrate(self, transaction: Transaction) -> None:
         await transaction.lock("schema")
         version = await self._version(transaction)
         if version == 0:
-            await transaction.run("CREATE TABLE maas_schema (version BIGINT NOT NULL)")
-            await transaction.run("INSERT INTO maas_schema (version) VALUES (0)")
+            await transaction.run("CREATE TABLE maas_schema (version BIGINT NOT NULL, usable_from BIGINT NOT NULL)")
+            await transaction.run("INSERT INTO maas_schema (version, usable_from) VALUES (0, 0)")
         for step in self._steps[version:]:
             for statement in step:
                 await transaction.run(statement.format_map(self._backend.words))
-        await transaction.run("UPDATE maas_schema SET version = :version", version=len(self._steps))
+        if version < len(self._steps):
+            now = {"version": len(self._steps), "usable_from": self._usable_from}
+            await transaction.run("UPDATE maas_schema SET version = :version, usable_from = :usable_from", **now)
 
     async def _forget(self) -> None:
         now = self.clock()
@@ -169,63 +190,37 @@ class SQLDatabase:
                 logger.debug("old rows stay for another minute: %s", _reason(error))
 
     async def _forget_old(self, transaction: Transaction) -> None:
-        before = int(self.clock()) - _schema.FORGOTTEN_AFTER_SECONDS
+        before, limit = int(self.clock()) - _schema.FORGOTTEN_AFTER_SECONDS, _schema.FORGOTTEN_AT_ONCE
         for statement in _schema.FORGETTING:
             sql = statement.format_map(self._backend.words)
-            await transaction.run(sql, before=before, limit=_schema.FORGOTTEN_AT_ONCE)
-
-
-class Transaction:
-    """What work does in a database."""
-
-    def __init__(self, connection: AsyncConnection, backend: Backend) -> None:
-        self._connection = connection
-        self._backend = backend
-
-    async def run(self, sql: str, **parameters: object) -> Sequence[Row]:
-        """Run a statement, with parameters as `:name`; returns its rows, if it has any."""
-        result = await self._connection.execute(_text(sql), parameters)
-        return result.all() if result.returns_rows else []
-
-    async def change(self, sql: str, **parameters: object) -> int:
-        """Run a statement that changes rows; returns how many."""
-        return int((await self._connection.execute(_text(sql), parameters)).rowcount)
-
-    async def run_each(self, sql: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Run a statement for each of these parameters, in their order."""
-        if parameters := [dict(row) for row in rows]:
-            await self._connection.execute(_text(sql), parameters)
-
-    async def lock(self, name: str) -> None:
-        """Wait for the other transactions that took the lock of this name; it is held until this one ends."""
-        await self._backend.lock(self._connection, name)
-
-
-class _SchemaIsNewer(Exception):
-    """The library is older than the tables."""
+            if await transaction.change(sql, before=before, limit=limit) >= limit:
+                self._forget_at = 0.0  # there may be more: with the next write
 
 
 class _Outage:
-    """What the log has of a database that fails: each reason once."""
+    """What the log has of a database that fails: each reason once, and when all that failed works again."""
 
     def __init__(self) -> None:
+        self._failing: set[Mode] = set()
         self._told: set[str] = set()
 
-    def tell(self, error: Exception) -> None:
+    def tell(self, mode: Mode, error: Exception) -> None:
+        self._failing.add(mode)
         reason = _reason(error)
         if reason not in self._told:
             logger.warning("the database fails: %s", reason)
         self._told.add(reason)
 
-    def end(self) -> None:
-        if self._told:
+    def end(self, mode: Mode) -> None:
+        self._failing -= {mode, "read"}  # what can be written can be read
+        if self._told and not self._failing:
+            self._told.clear()
             logger.warning("the database answers again")
-        self._told.clear()
 
 
 def _reason(error: BaseException) -> str:
     """What began it, in words that tell neither where the database is nor what is in it."""
-    if isinstance(error, _SchemaIsNewer):
+    if isinstance(error, Unusable):
         return str(error)
     while error.__cause__ is not None:
         error = error.__cause__
@@ -235,10 +230,4 @@ def _reason(error: BaseException) -> str:
 def _failures(backend: Backend) -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (SQLAlchemyError, OSError, _SchemaIsNewer, *backend.failures)
-
-
-def _text(sql: str) -> Any:
-    from sqlalchemy import text
-
-    return text(sql)
+    return (SQLAlchemyError, OSError, Unusable, *backend.failures)

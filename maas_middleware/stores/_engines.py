@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 CONNECTIONS = 4
+_CONNECTION_SECONDS = 300  # some firewalls forget what is older
+
+
+class Unusable(Exception):
+    """A database that answers, and cannot be used; in words for the log."""
 
 
 def require(driver: str) -> None:
@@ -26,7 +31,7 @@ def require(driver: str) -> None:
             raise ValueError(f"{package} is missing: pip install 'maas-middleware[sql]'")
 
 
-def make_engine(url: URL, arguments: Mapping[str, Any]) -> AsyncEngine:
+def make_engine(url: URL, arguments: Mapping[str, Any], **options: Any) -> AsyncEngine:
     """Make an engine that connects with these arguments; nothing is connected yet."""
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -39,6 +44,8 @@ def make_engine(url: URL, arguments: Mapping[str, Any]) -> AsyncEngine:
         pool_size=CONNECTIONS,
         max_overflow=0,
         pool_use_lifo=True,
+        pool_recycle=_CONNECTION_SECONDS,
+        **options,
     )
 
 

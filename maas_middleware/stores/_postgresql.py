@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
 import zlib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 from weakref import WeakSet
 
-from ._engines import CONNECTIONS, make_engine, require, seconds_left
+from ._engines import CONNECTIONS, Unusable, make_engine, require, seconds_left
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -19,8 +20,14 @@ _LOCKS = 0x6D616173  # which of the advisory locks of a database are ours
 _LOCK = "SELECT pg_advisory_xact_lock(:space, :number)"
 _LIMITS = (
     "SELECT set_config('statement_timeout', :milliseconds, true),"
-    " set_config('idle_in_transaction_session_timeout', :milliseconds, true)"
+    " set_config('idle_in_transaction_session_timeout', :milliseconds, true), pg_is_in_recovery() AS is_standby"
 )
+# no statement stays prepared on a connection: behind PgBouncer the next transaction may have another
+_POOLED = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: f"maas_{secrets.token_hex(8)}",
+}
 _PARAMETERS = {"sslmode", "sslrootcert"}
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -52,7 +59,7 @@ class PostgreSQL:
     def engine(self) -> AsyncEngine:
         from sqlalchemy import event
 
-        engine = make_engine(self._url, {"ssl": self._ssl})
+        engine = make_engine(self._url, {"ssl": self._ssl, **_POOLED}, isolation_level="READ COMMITTED")
         event.listen(engine.sync_engine, "connect", lambda made, _: self._connections.add(made.driver_connection))
         return engine
 
@@ -63,16 +70,21 @@ class PostgreSQL:
         """Have the server end what this process does not: others may wait for the locks of one that stands still.
 
         A connection that was lost since it was used is replaced.
+
+        Raises:
+            Unusable: a standby answers, which may be late with what is revoked.
         """
         from sqlalchemy import text
         from sqlalchemy.exc import DBAPIError
 
         limits, milliseconds = text(_LIMITS), f"{int(seconds_left() * 1000) + 1}"
         try:
-            await connection.execute(limits, {"milliseconds": milliseconds})
+            result = await connection.execute(limits, {"milliseconds": milliseconds})
         except DBAPIError:
             await connection.rollback()
-            await connection.execute(limits, {"milliseconds": milliseconds})
+            result = await connection.execute(limits, {"milliseconds": milliseconds})
+        if result.one().is_standby:
+            raise Unusable("it is a standby, which follows another server")
 
     async def lock(self, connection: AsyncConnection, name: str) -> None:
         from sqlalchemy import text
@@ -115,6 +127,8 @@ def _encryption(parameters: dict[str, str]) -> ssl.SSLContext | str:
         modes = ", ".join(_SSL_MODES)
         raise ValueError(f"the url of PostgreSQL may have sslrootcert=FILE, and sslmode, which is one of {modes}")
     if not mode.startswith("verify-"):
+        if authorities is not None:
+            raise ValueError("sslrootcert in the url of PostgreSQL needs sslmode=verify-full, or verify-ca")
         return mode
     try:
         context = ssl.create_default_context(cafile=authorities)

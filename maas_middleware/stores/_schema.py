@@ -8,10 +8,13 @@ from collections.abc import Sequence
 
 Steps = Sequence[Sequence[str]]
 
+USABLE_FROM = 1  # the oldest version of the library that can live with the tables as the last step leaves them
+
 API_KEY_REMEMBERED_SECONDS = 30 * 86_400  # after its expiry, so that its owner sees what became of it
 
 # Step N makes version N of version N - 1, in one transaction that has to end within the time-out of a call. Replicas of
-# the version before may still be at work on the tables. What has been released is never changed: a step is added.
+# the version before may still be at work on the tables. What has been released is never changed: a step is added,
+# and where older replicas cannot live with it, USABLE_FROM is raised, so that they refuse the tables.
 # Names are compared by their bytes. Times are seconds since the epoch.
 STEPS: Steps = (
     (
@@ -31,7 +34,7 @@ STEPS: Steps = (
         "CREATE INDEX maas_tokens_of_owner ON maas_tokens (owner, issued_at DESC, id)",
         "CREATE INDEX maas_tokens_of_kind ON maas_tokens (owner, kind, issued_at DESC, id)",
         "CREATE INDEX maas_tokens_forgotten ON maas_tokens (forgotten_at)",
-        "CREATE INDEX maas_tokens_revoked ON maas_tokens (expires_at) WHERE revoked_at IS NOT NULL",
+        "CREATE INDEX maas_tokens_revoked ON maas_tokens (id) WHERE revoked_at IS NOT NULL",
         "CREATE TABLE maas_owners ("
         " owner {text} NOT NULL PRIMARY KEY,"
         " name {text} NOT NULL,"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import anyio
 
@@ -16,6 +17,7 @@ from ._engines import make_engine, require, seconds_left
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 _STEPS_UNWATCHED = 100_000  # of SQLite's machine: some milliseconds
 _BUSY_SECONDS = 0.01
@@ -37,9 +39,12 @@ class SQLite:
         from sqlalchemy import event
         from sqlalchemy.engine import URL
 
-        url = URL.create("sqlite+aiosqlite", database=str(self._path))
+        # SQLite itself is not to make a file: others could read it
+        database = f"file:{quote(str(self._path))}"
+        url = URL.create("sqlite+aiosqlite", database=database, query={"mode": "rw", "uri": "true"})
         engine = make_engine(url, {"isolation_level": None, "timeout": 1.0})
-        event.listen(engine.sync_engine, "connect", _make_durable)
+        event.listen(engine.sync_engine, "connect", self._opened)
+        event.listen(engine.sync_engine, "checkout", self._check)
         return engine
 
     async def prepare(self) -> None:
@@ -66,6 +71,24 @@ class SQLite:
     def abort_all(self) -> None:
         """Nothing: they have to be closed in order."""
 
+    def _opened(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        _make_durable(connection)
+        record.info["file"] = _file_at(self._path)
+
+    def _check(self, _: Any, record: ConnectionPoolEntry, __: object) -> None:
+        from sqlalchemy.exc import DisconnectionError
+
+        if record.info["file"] != _file_at(self._path):  # what is written to a file without a name is lost
+            raise DisconnectionError("the file was exchanged")
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
 
 def _prepare(path: Path, seconds: float) -> None:
     """Make the file, and let readers and a writer work on it at the same time, whoever else does so now."""
@@ -73,22 +96,22 @@ def _prepare(path: Path, seconds: float) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     ends_at = time.monotonic() + seconds
     with closing(sqlite3.connect(path, timeout=0)) as connection:
-        while not _has_log(connection) and time.monotonic() < ends_at:
+        while not _has_log(connection, ends_at):
             time.sleep(_BUSY_SECONDS)
 
 
-def _has_log(connection: sqlite3.Connection) -> bool:
+def _has_log(connection: sqlite3.Connection, ends_at: float) -> bool:
     """Change to write-ahead logging, if that is possible now: SQLite does not wait for the locks of this."""
     try:
         connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends_at:
             raise
         return False
     return True
 
 
-def _make_durable(connection: Any, _: object) -> None:
+def _make_durable(connection: Any) -> None:
     """Write so that what was answered outlives a loss of power.
 
     With NORMAL it would outlive a crash of the process only, and a token that was revoked could be valid again.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import date
 
 from ..usage_store import UsageRecord
-from ._database import SQLDatabase, Transaction
+from ._database import SQLDatabase
 from ._schema import key, read, written
+from ._transaction import Transaction
 
 _LARGEST = (1 << 63) - 1
 _COUNTS = ("requests", "input_tokens", "output_tokens")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import anyio
+from anyio.abc import TaskGroup
 
 from ..errors import StoreUnavailable
-from ..revocations import CHANGES_AT_ONCE, ChangeLog, KnownRevocations
+from ..revocations import CHANGES_AT_ONCE, FOLLOWABLE_SECONDS, ChangeLog, KnownRevocations
 from ..token_store import TokenKind, TokenRecord, TokenStore
 from ..tokens import Claims
-
-logger = logging.getLogger("maas_middleware")
+from ._loading import NEVER, Loader, Moment, age
+from ._outage import Outage
 
 
 class FollowableTokenStore(TokenStore, ChangeLog, Protocol):
@@ -29,7 +28,11 @@ class FollowedTokenStore:
     What was revoked anywhere is refused here within `bound` seconds of its commit, and at once where it was revoked
     through this object. `run` looks at the store all the time. Without it requests do: where the last look is
     `interval` old one of them looks, and waits for it; the others do not, unless the last look was over `bound` ago.
-    Each `reload_after` everything is read again, else only what has changed.
+
+    A look reads what has changed. The first one, and one after so long a time that changes may have been forgotten,
+    reads everything before; where that takes longer than the timeout the look has failed, and the next goes on where
+    it was. Each `reload_after`, and where the store was set back to an older state, everything is read again beside
+    the looks, for a quarter of the time. What fails of that is told in the log, and tried again after the next look.
 
     While the store does not answer, what is known is used until it is older than the grace. A look that failed is
     tried again after `interval`, and nobody but who looks waits for it. Where nothing was ever known, or the grace is
@@ -42,7 +45,7 @@ class FollowedTokenStore:
         on_failure: after the grace, to `refuse`, or to `continue` with what is known.
         timeout: seconds after which a look is broken off.
         clock: seconds that never go back. The age of what is known counts from the beginning of a look.
-        wall_clock: seconds since the epoch; by it revocations of expired tokens are forgotten.
+        wall_clock: seconds since the epoch. Ages count by it where it tells more, as after a machine was suspended.
     """
 
     def __init__(
@@ -63,19 +66,26 @@ class FollowedTokenStore:
         self._store = store
         self._interval = interval
         self._bound = bound
-        self._reload_after = reload_after
         self._grace = max(grace, bound)
         self._timeout = timeout
         self._clock = clock
         self._wall_clock = wall_clock
         self._continues = on_failure == "continue"
         self._known = KnownRevocations()
-        self._known_at = -math.inf
+        self._known_at = self._followable_at = NEVER
         self._failed_at: float | None = None  # None: the last look did not fail
-        self._reload_at = (-math.inf, -math.inf)  # by the clock, and by the wall clock, which goes on in a suspended VM
         self._runs = 0
-        self._flights: dict[asyncio.AbstractEventLoop, _Flight] = {}  # an event wakes only its own loop
-        self._outage = _Outage()
+        self._flight: _Flight | None = None
+        self._outage = Outage()
+        self._loader = Loader(
+            store,
+            self._known,
+            now=self._now,
+            again_after=reload_after,
+            share=interval / 4,
+            timeout=timeout,
+            outage=self._outage,
+        )
 
     @property
     def degraded(self) -> bool:
@@ -87,7 +97,7 @@ class FollowedTokenStore:
         """Whether `is_revoked` tells anything, as far as the store was looked at; see `refresh`."""
         if self._failed_at is None:
             return True
-        return self._known_at > -math.inf and (self._continues or not self._is_over(self._clock()))
+        return self._known_at != NEVER and (self._continues or not self._is_over())
 
     async def is_revoked(self, claims: Claims, /) -> bool:
         """Whether the token was revoked, by its id or with all of its owner's. Mostly a look-up in memory.
@@ -95,7 +105,7 @@ class FollowedTokenStore:
         Raises:
             StoreUnavailable: see the class.
         """
-        if self._clock() - self._known_at >= self._due_after:
+        if age(self._known_at, self._now()) >= self._due_after:
             await self.refresh()
             if not self.usable:
                 raise StoreUnavailable
@@ -103,74 +113,95 @@ class FollowedTokenStore:
 
     async def refresh(self) -> None:
         """Look at the store, or wait for a look, where a request would have to; it may have failed afterwards."""
-        loop, asked_at = asyncio.get_running_loop(), self._clock()
+        asked_at = self._now()
         while self._is_due(asked_at):
-            flight = self._flights.get(loop)
+            flight = self._flight_here
             if flight is None:
-                await self._lead(loop, shield=True)
-            elif flight.is_awaited and asked_at - self._known_at > self._bound:
+                await self._lead(shield=True)
+                await self._reload(shield=True)
+            elif flight.is_awaited and age(self._known_at, asked_at) > self._bound:
                 await flight.landed.wait()
             else:
                 return
 
     async def run(self) -> None:
         """Look at the store again and again, until it is cancelled. It raises nothing."""
-        loop = asyncio.get_running_loop()
         self._runs += 1
         try:
-            while True:
-                next_at = anyio.current_time() + self._interval
-                if loop not in self._flights:
-                    await self._lead(loop, shield=False)
-                if self.degraded:
-                    next_at = anyio.current_time() + self._interval
-                await anyio.sleep_until(next_at)
+            async with anyio.create_task_group() as group:
+                await self._look_on(group)
         finally:
             self._runs -= 1
+
+    async def _look_on(self, group: TaskGroup) -> None:
+        while True:
+            next_at = anyio.current_time() + self._interval
+            if self._flight_here is None:
+                await self._lead(shield=False)
+            group.start_soon(self._reload)
+            if self.degraded:
+                next_at = anyio.current_time() + self._interval
+            await anyio.sleep_until(next_at)
+
+    @property
+    def _flight_here(self) -> _Flight | None:  # not the one of an event loop that may have ended
+        return self._flight if self._flight and self._flight.loop is asyncio.get_running_loop() else None
+
+    def _now(self) -> Moment:
+        return self._clock(), self._wall_clock()
 
     @property
     def _due_after(self) -> float:
         return self._bound if self._runs else self._interval
 
-    def _is_due(self, asked_at: float) -> bool:
+    def _is_due(self, asked_at: Moment) -> bool:
         is_resting = self._has_failed_within(self._interval, asked_at)
-        return asked_at - self._known_at >= self._due_after and not is_resting
+        return age(self._known_at, asked_at) >= self._due_after and not is_resting
 
-    def _has_failed_within(self, seconds: float, now: float) -> bool:
-        return self._failed_at is not None and now - self._failed_at < seconds
+    def _has_failed_within(self, seconds: float, now: Moment) -> bool:
+        return self._failed_at is not None and now[0] - self._failed_at < seconds
 
-    def _is_over(self, now: float) -> bool:
-        return now - self._known_at > self._grace
+    def _is_over(self) -> bool:
+        return age(self._known_at, self._now()) > self._grace
 
-    async def _lead(self, loop: asyncio.AbstractEventLoop, *, shield: bool) -> None:
-        began_at = self._clock()
+    async def _lead(self, *, shield: bool) -> None:
+        began_at = self._now()
         is_failing = self._has_failed_within(self._interval + self._bound, began_at)
-        flight = self._flights[loop] = _Flight(is_awaited=not is_failing)
+        flight = self._flight = _Flight(is_awaited=not is_failing)
         try:
             with anyio.fail_after(self._timeout, shield=shield):
                 await self._look(began_at)
         except Exception as error:  # whatever it is, the next look may succeed
             self._failed_at = self._clock()
-            self._outage.tell(error, is_over=self._is_over(self._failed_at), refuses=not self.usable)
+            self._outage.tell(error, is_over=self._is_over(), refuses=not self.usable)
         else:
-            self._known_at = max(began_at, self._known_at)
+            self._known_at = self._followable_at = began_at
             self._failed_at = None
             self._outage.end()
         finally:
-            del self._flights[loop]
+            if self._flight is flight:
+                self._flight = None
             flight.landed.set()
 
-    async def _look(self, began_at: float) -> None:
-        now = self._wall_clock()
-        if began_at >= self._reload_at[0] or now >= self._reload_at[1]:
-            self._known.load(await self._store.snapshot(), now)
-            self._reload_at = (began_at + self._reload_after, now + self._reload_after)
-            return
+    def _is_followable(self, now: Moment) -> bool:
+        return age(self._followable_at, now) < FOLLOWABLE_SECONDS
+
+    async def _look(self, began_at: Moment) -> None:
+        if not self._is_followable(began_at):
+            self._followable_at = await self._loader.finish()
         is_complete = False
         while not is_complete:
-            changes = tuple(await self._store.changes(self._known.sequence))
-            self._known.follow(changes)
-            is_complete = len(changes) < CHANGES_AT_ONCE
+            changes = tuple(await self._store.changes(self._known.asked_after))
+            if self._known.is_continued_by(changes):
+                self._known.follow(changes)
+                is_complete = len(changes) < CHANGES_AT_ONCE
+            else:
+                self._known.follow_from(0)
+                self._loader.begin()
+
+    async def _reload(self, *, shield: bool = False) -> None:
+        if not self.degraded and self._is_followable(self._now()):
+            await self._loader.go_on(shield=shield)
 
     async def generation(self, owner: str, /) -> int:
         return await self._store.generation(owner)
@@ -203,36 +234,6 @@ class FollowedTokenStore:
 
 class _Flight:
     def __init__(self, *, is_awaited: bool) -> None:
+        self.loop = asyncio.get_running_loop()
         self.is_awaited = is_awaited
         self.landed = anyio.Event()
-
-
-class _Outage:
-    """What the log has of a store that fails, each thing once."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
-
-    def tell(self, error: Exception, *, is_over: bool, refuses: bool) -> None:
-        is_bug = not isinstance(error, StoreUnavailable | TimeoutError)
-        what = "bug" if is_bug else "failure"
-        if not self._told & {what, "bug"}:
-            trace = error if is_bug else None
-            logger.warning("the token store fails (%s): revocations are not followed", _name(error), exc_info=trace)
-        self._told.add(what)
-        if is_over and "end of the grace" not in self._told:
-            policy = "requests with access tokens are refused" if refuses else "going on with it"
-            logger.error("what is known of revocations is too old: %s", policy)
-            self._told.add("end of the grace")
-
-    def end(self) -> None:
-        if self._told:
-            logger.warning("the token store answers again: revocations are followed")
-        self._told.clear()
-
-
-def _name(error: BaseException) -> str:
-    """The kind of what began it; its text may tell where the store is."""
-    while error.__cause__ is not None and not isinstance(error, TimeoutError):
-        error = error.__cause__
-    return type(error).__name__

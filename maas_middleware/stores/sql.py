@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from ..revocations import CHANGES_AT_ONCE, Change, GenerationRaised, Snapshot, TokenRevoked
 from ..token_store import TokenKind, TokenRecord
 from ..tokens import Claims
-from ._database import Row, SQLDatabase, Transaction
+from ._database import SQLDatabase
 from ._schema import API_KEY_REMEMBERED_SECONDS, key, read, written
+from ._transaction import Row, Transaction
 from ._usage import SQLUsageStore
 
 __all__ = ["SQLDatabase", "SQLTokenStore", "SQLUsageStore"]
@@ -46,12 +47,17 @@ _CHANGE = (
     "INSERT INTO maas_changes (made_at, token_id, expires_at, owner_name, generation)"
     " VALUES (:made_at, :token_id, :expires_at, :owner_name, :generation)"
 )
-_CHANGES = "SELECT * FROM maas_changes WHERE sequence > :after ORDER BY sequence LIMIT :limit"
-_SNAPSHOT = (
-    "SELECT 'sequence' AS kind, '' AS name, COALESCE(MAX(sequence), 0) AS value FROM maas_changes"
-    " UNION ALL SELECT 'generation', name, generation FROM maas_owners"
-    " UNION ALL SELECT 'revoked', id, expires_at FROM maas_tokens WHERE revoked_at IS NOT NULL AND expires_at > :now"
+_CHANGES = (
+    "SELECT sequence, token_id, expires_at, owner_name, generation FROM maas_changes WHERE sequence > :after"
+    " ORDER BY sequence LIMIT :limit"
 )
+_SEQUENCE = "SELECT COALESCE(MAX(sequence), 0) AS sequence FROM maas_changes"
+_RAISED = "SELECT owner AS id, name, generation FROM maas_owners WHERE owner > :after ORDER BY owner LIMIT :limit"
+_REVOKED = (
+    "SELECT id, expires_at FROM maas_tokens WHERE revoked_at IS NOT NULL AND expires_at > :now"
+    " AND id > :after ORDER BY id LIMIT :limit"
+)
+_PAGE = 10_000
 
 
 class SQLTokenStore:
@@ -126,12 +132,20 @@ class SQLTokenStore:
         in_order = sorted(rows, key=lambda row: str(row["id"]))  # two who do so never wait for each other
         await self._database.write(lambda transaction: transaction.run_each(_MARK_USED, in_order))
 
-    async def snapshot(self) -> Snapshot:
-        rows = await self._database.read(lambda transaction: transaction.run(_SNAPSHOT, now=self._now()))
-        values: dict[str, dict[str, int]] = {"sequence": {}, "generation": {}, "revoked": {}}
-        for row in rows:
-            values[row.kind][read(row.name)] = row.value
-        return Snapshot(values["sequence"][""], values["generation"], values["revoked"])
+    async def snapshot(self, after: str | None = None, /) -> Snapshot:
+        async def work(transaction: Transaction) -> Snapshot:
+            [last] = await transaction.run(_SEQUENCE)
+            kind, _, key_before = ("owner " if after is None else after).partition(" ")
+            page = {"after": key_before, "limit": _PAGE}
+            if kind == "owner":
+                rows = await transaction.run(_RAISED, **page)
+                following: str | None = f"owner {rows[-1].id}" if len(rows) == _PAGE else "token "
+                return Snapshot(last.sequence, {read(row.name): row.generation for row in rows}, {}, following)
+            rows = await transaction.run(_REVOKED, now=self._now(), **page)
+            following = f"token {rows[-1].id}" if len(rows) == _PAGE else None
+            return Snapshot(last.sequence, {}, {read(row.id): row.expires_at for row in rows}, following)
+
+        return await self._database.read(work)
 
     async def changes(self, after: int, /) -> Sequence[Change]:
         rows = await self._database.read(

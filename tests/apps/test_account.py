@@ -14,7 +14,6 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from maas_middleware._recorder import UsageRecorder
 from maas_middleware.apps.account import MeApp, UsageApp
 from maas_middleware.apps.openapi import openapi_document
 from maas_middleware.catalogue import Catalogue, Model
@@ -27,6 +26,7 @@ from maas_middleware.middleware.identity import IdentityMiddleware
 from maas_middleware.middleware.rate_limit import RateLimitMiddleware
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
+from maas_middleware.recorder import UsageRecorder
 from maas_middleware.stores.memory import MemoryUsageStore
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.converse import Conversation, converse

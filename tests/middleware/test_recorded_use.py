@@ -13,7 +13,6 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maas_middleware._recorder import UsageRecorder
 from maas_middleware.catalogue import Catalogue, Model
 from maas_middleware.context import ensure_context
 from maas_middleware.dialects import CHAT as CHAT_DIALECT
@@ -24,6 +23,7 @@ from maas_middleware.middleware.errors import ErrorEnvelopeMiddleware
 from maas_middleware.middleware.rate_limit import RateLimitMiddleware
 from maas_middleware.middleware.tier import TierMiddleware
 from maas_middleware.middleware.usage import UsageMiddleware
+from maas_middleware.recorder import UsageRecorder
 from maas_middleware.requests import JSONRequest
 from maas_middleware.stores.memory import MemoryUsageStore
 from maas_middleware.testing.clock import FakeClock
@@ -248,6 +248,17 @@ async def test_use_is_recorded_by_model_under_its_id_and_by_user() -> None:
         UsageRecord(ALICE.key, DAY, "simulator", 1, 1, 2),
     ]
     assert await parts.use(BOB.key) == [UsageRecord(BOB.key, DAY, "org/qwen3", 1, 1, 2)]
+
+
+@pytest.mark.parametrize("catalogue", [Catalogue(), CATALOGUE], ids=["open", "closed"])
+async def test_name_of_a_model_that_refused_is_not_recorded_since_anybody_can_make_one_up(catalogue: Catalogue) -> None:
+    recorded = Recorded()
+    app = recorded.metering(Answering(*json_answer(b'{"error":{"message":"no"}}', 400)), catalogue=catalogue)
+
+    await chat(app)
+
+    await recorded.recorder.flush()
+    assert [(record.model, record.requests, record.output_tokens) for record in await recorded.use()] == [("", 1, 0)]
 
 
 async def test_use_before_and_after_midnight_is_of_two_days() -> None:

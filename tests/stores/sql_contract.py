@@ -25,8 +25,8 @@ from maas_middleware.revocations import (
     Snapshot,
     TokenRevoked,
 )
-from maas_middleware.stores._database import Transaction
 from maas_middleware.stores._schema import FORGOTTEN_AFTER_SECONDS, STEPS
+from maas_middleware.stores._transaction import Transaction
 from maas_middleware.stores.sql import SQLDatabase, SQLTokenStore, SQLUsageStore
 from maas_middleware.testing.clock import FakeClock
 from maas_middleware.token_store import TokenRecord
@@ -47,10 +47,20 @@ class AskedTokenStore(SQLTokenStore):
 
     async def is_revoked(self, claims: Claims, /) -> bool:
         loaded, followed = KnownRevocations(), KnownRevocations()
-        loaded.load(await self.snapshot(), claims.issued_at)
+        loaded.load(await everything(self))
         followed.follow(await self.changes(0))
         assert loaded.covers(claims) == followed.covers(claims)
         return loaded.covers(claims)
+
+
+async def everything(store: SQLTokenStore) -> Snapshot:
+    """All pages of a snapshot in one, with the sequence of the first."""
+    page = whole = await store.snapshot()
+    while page.next is not None:
+        page = await store.snapshot(page.next)
+        generations, revoked = {**whole.generations, **page.generations}, {**whole.revoked, **page.revoked}
+        whole = Snapshot(whole.sequence, generations, revoked)
+    return whole
 
 
 @pytest.fixture
@@ -117,7 +127,7 @@ async def test_restart_loses_nothing(connect: Connect, clock: FakeClock) -> None
     await usage.add("batch", [RECORD])
 
     assert await store.find(ALICE, "a") == replace(record, last_used_at=5)
-    assert await store.snapshot() == Snapshot(2, {BOB: 1}, {"b": int(clock()) + LIFETIME})
+    assert await everything(store) == Snapshot(2, {BOB: 1}, {"b": int(clock()) + LIFETIME})
     assert await of_day(usage) == [RECORD]
 
 
@@ -131,7 +141,7 @@ async def test_database_is_usable_after_it_was_closed(store: AskedTokenStore, da
 
 async def test_two_instances_see_what_the_other_does(connect: Connect, clock: FakeClock) -> None:
     one, other = (AskedTokenStore(connect()) for _ in range(2))
-    assert await other.snapshot() == Snapshot(0, {}, {})
+    assert await everything(other) == Snapshot(0, {}, {})
 
     await minted(one, clock, "a")
     assert await other.revoke(ALICE, "a")
@@ -154,7 +164,7 @@ async def test_snapshot_has_what_is_revoked_and_has_not_expired(store: AskedToke
 
     clock.advance(60)
 
-    assert await store.snapshot() == Snapshot(2, {}, {"b": int(clock()) + 1})
+    assert await everything(store) == Snapshot(2, {}, {"b": int(clock()) + 1})
 
 
 async def test_snapshot_has_the_revocations_that_were_committed_and_their_sequence(
@@ -172,8 +182,8 @@ async def test_snapshot_has_the_revocations_that_were_committed_and_their_sequen
     async with anyio.create_task_group() as group:
         group.start_soon(revoke)
         for _ in range(30):
-            snapshot = await store.snapshot()
-            assert len(snapshot.generations) == snapshot.sequence
+            snapshot = await everything(store)
+            assert len(snapshot.generations) >= snapshot.sequence
         going_on = False
 
 
@@ -200,38 +210,38 @@ async def test_changes_are_given_a_thousand_at_once(store: AskedTokenStore, data
     ]
 
 
-async def test_change_of_an_older_transaction_that_is_still_open_is_not_skipped(connect: Connect) -> None:
-    older, newer = connect(timeout=20), connect(timeout=20)
-    store = SQLTokenStore(newer)
-    drawn, commit = anyio.Event(), anyio.Event()
+@pytest.mark.parametrize("by", ["id", "generation"])
+async def test_change_of_an_older_transaction_that_is_still_open_is_not_skipped(
+    connect: Connect, clock: FakeClock, by: str
+) -> None:
+    older, store = connect(timeout=20), AskedTokenStore(connect(timeout=20))
+    newer = await minted(store, clock, "newer", BOB)
+    drawn, commit, committed = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def revoke_slowly(transaction: Transaction) -> None:
         await transaction.lock("changes")
-        await transaction.run("INSERT INTO maas_changes (made_at, owner_name, generation) VALUES (0, 'older', 1)")
+        await transaction.run("INSERT INTO maas_changes (made_at, owner_name, generation) VALUES (0, :o, 1)", o=ALICE)
         drawn.set()
         await commit.wait()
 
-    known = KnownRevocations()
-    committed: list[int] = []
-
     async def revoke_quickly() -> None:
-        await store.revoke_all("newer")
-        committed.append(1)
+        await (store.revoke(BOB, "newer") if by == "id" else store.revoke_all(BOB))
+        committed.set()
 
+    known = KnownRevocations()
     async with anyio.create_task_group() as group:
         group.start_soon(older.write, revoke_slowly)
         await drawn.wait()
         group.start_soon(revoke_quickly)
         with anyio.move_on_after(0.3):  # what is not serialised has been committed by now
-            while not committed:
-                known.follow(await store.changes(known.sequence))
+            await committed.wait()
         known.follow(await store.changes(known.sequence))
         assert known.sequence == 0
         commit.set()
 
     known.follow(await store.changes(known.sequence))
-    assert known.covers(Claims("a", "older", 0, 0, 1))
-    assert known.covers(Claims("a", "newer", 0, 0, 1))
+    assert known.covers(claims(clock, "a"))
+    assert known.covers(newer)
 
 
 async def test_transaction_that_fails_leaves_nothing(connect: Connect, clock: FakeClock) -> None:
@@ -247,7 +257,7 @@ async def test_transaction_that_fails_leaves_nothing(connect: Connect, clock: Fa
     with pytest.raises(StoreUnavailable):
         await database.write(half)
 
-    assert await store.snapshot() == Snapshot(0, {}, {})
+    assert await everything(store) == Snapshot(0, {}, {})
     assert await store.record(record)
 
 
@@ -293,7 +303,7 @@ async def test_task_that_is_torn_out_of_its_work_leaves_no_half_transaction(conn
             await task
         working = anyio.Event()
 
-    assert await store.snapshot() == Snapshot(0, {}, {})
+    assert await everything(store) == Snapshot(0, {}, {})
     assert await store.revoke_all(ALICE) == 1
 
 
@@ -312,7 +322,9 @@ async def test_work_that_takes_too_long_is_undone(connect: Connect, caplog: pyte
             await database.write(work)
 
     assert time.monotonic() - began_at < 2
-    assert await store.snapshot() == Snapshot(0, {}, {})
+    assert await everything(store) == Snapshot(0, {}, {})
+    assert warnings(caplog) == ["the database fails: TimeoutError"]  # what can be read need not be writable
+    await store.revoke_all(ALICE)
     assert warnings(caplog) == ["the database fails: TimeoutError", "the database answers again"]
 
 
@@ -322,7 +334,7 @@ async def test_more_callers_than_connections_are_all_served(connect: Connect, cl
     async with anyio.create_task_group() as group:
         for number in range(40):
             group.start_soon(store.record, api_key(clock, f"{number:02}"))
-            group.start_soon(store.snapshot)
+            group.start_soon(everything, store)
 
     assert len(await store.list(ALICE)) == 40
 
@@ -341,7 +353,7 @@ async def test_readers_do_not_wait_for_those_who_write(connect: Connect) -> None
             group.start_soon(write)
         await anyio.wait_all_tasks_blocked()
         began_at = time.monotonic()
-        await store.snapshot()
+        await everything(store)
         assert time.monotonic() - began_at < 1
 
 
@@ -362,7 +374,7 @@ async def test_what_is_old_is_forgotten_with_a_write(connect: Connect, clock: Fa
     clock.advance(60)
     await store.mark_used({})
     assert await rows(database, "SELECT id FROM maas_tokens") == [("b",)]
-    assert (await store.snapshot()).sequence == 2  # is told for ever, so that no lower one follows
+    assert (await everything(store)).sequence == 2  # is told for ever, so that no lower one follows
 
     clock.advance(30 * 86_400)
     await usage.add("another", [RECORD])
@@ -449,6 +461,25 @@ async def test_sums_are_exact_up_to_the_largest_number(usage: SQLUsageStore) -> 
     assert [record.output_tokens for record in await of_day(usage)] == [largest]
 
 
+async def test_snapshot_is_whole_though_it_is_read_in_pages(
+    connect: Connect, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLTokenStore(connect())
+    for number in range(5):
+        record = api_key(clock, f"key {number}")
+        await store.record(record)
+        await store.revoke(record.claims.owner, record.claims.id)
+        await store.revoke_all(f"openshift/user {number}")
+    whole = await everything(store)
+
+    for size in (1, 2, 5):
+        monkeypatch.setattr("maas_middleware.stores.sql._PAGE", size)
+        assert await everything(store) == whole
+
+    assert len(whole.revoked) == len(whole.generations) == 5
+    assert whole.sequence == 10
+
+
 async def test_tables_are_made_once_whoever_comes_first(connect: Connect) -> None:
     databases = [connect() for _ in range(8)]
 
@@ -489,16 +520,29 @@ async def test_step_that_fails_leaves_the_tables_as_they_were(connect: Connect, 
 
 
 async def test_tables_of_a_newer_version_are_refused(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
-    await SQLTokenStore(connect(steps=[*STEPS, []])).revoke_all(ALICE)
+    await SQLTokenStore(connect(steps=[*STEPS, []], usable_from=len(STEPS) + 1)).revoke_all(ALICE)
     store = SQLTokenStore(connect())
 
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             await store.generation(ALICE)
 
-    assert warnings(caplog) == [
-        f"the database fails: its tables are of version {len(STEPS) + 1}, which needs a newer maas-middleware"
-    ]
+    assert warnings(caplog) == ["the database fails: its tables need a newer maas-middleware"]
+
+
+async def test_tables_are_used_by_older_replicas_that_can_live_with_them(connect: Connect, clock: FakeClock) -> None:
+    older = SQLTokenStore(connect())
+    await older.revoke_all(ALICE)
+    changed = ["ALTER TABLE maas_changes ADD COLUMN colour {text}", "ALTER TABLE maas_tokens ADD COLUMN colour {text}"]
+    newer = connect(steps=[*STEPS, changed])
+    await SQLTokenStore(newer).revoke_all(ALICE)
+    started_later = SQLTokenStore(connect())
+
+    for store in (older, started_later):
+        assert len(list(await store.changes(0))) == 2
+        assert await store.generation(ALICE) == 2
+        assert await store.record(api_key(clock, f"by {id(store)}"))
+    assert await rows(newer, "SELECT version FROM maas_schema") == [(len(STEPS) + 1,)]
 
 
 async def test_tables_that_were_dropped_are_made_again(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
@@ -563,7 +607,7 @@ async def test_processes_that_write_the_same_rows_do_not_stand_in_each_others_wa
             UsageRecord(owner, WORKING_DAY, "model", batches, 2 * batches, 3 * batches)
         ]
     assert {record.last_used_at for record in await store.list(ALICE)} == {100}
-    assert (await store.snapshot()).revoked == dict.fromkeys(tokens, END)
+    assert (await everything(store)).revoked == dict.fromkeys(tokens, END)
 
 
 async def test_batch_that_two_processes_add_counts_once(url: str, connect: Connect) -> None:

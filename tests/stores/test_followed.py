@@ -3,10 +3,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -34,27 +33,49 @@ class SharedStore(MemoryTokenStore):
     """A store that several replicas share, within this process. It can fail, and let a look wait for its answer.
 
     Attributes:
-        looks: at what it was looked, in order.
-        error: what a look raises.
-        gate: a look has read what it answers, and answers when the gate is open.
+        asked: what it was asked, in order.
+        error, snapshot_error: what whoever asks for anything, or for a snapshot, gets.
+        gate, snapshot_gate: what was asked is read, and answered when the gate is open.
+        page: so many revoked ids are in one page of a snapshot.
+        on_page: called before a page is answered.
     """
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock=clock)
-        self.looks: list[str] = []
+        self.asked: list[str] = []
         self.error: Exception | None = None
-        self.gate = anyio.Event()
+        self.snapshot_error: Exception | None = None
+        self.gate, self.snapshot_gate = anyio.Event(), anyio.Event()
         self.gate.set()
+        self.snapshot_gate.set()
+        self.page = 1000
+        self.on_page: Callable[[], None] = lambda: None
         self._log: list[Change] = []
         self._sequence = 0
         self._expiries: dict[str, int] = {}
         self._raised: dict[str, int] = {}
+
+    @property
+    def looks(self) -> list[str]:
+        """The questions after changes, with which every look ends."""
+        return [question for question in self.asked if question.startswith("changes")]
+
+    @property
+    def pages(self) -> list[str]:
+        """The questions after snapshots."""
+        return [question for question in self.asked if question.startswith("snapshot")]
 
     async def mint(self, token_id: str, owner: str = ALICE) -> Claims:
         now = int(self._clock())
         claims = Claims(token_id, owner, await self.generation(owner), now, now + LIFETIME)
         await self.record(TokenRecord(claims))
         return claims
+
+    async def mint_revoked(self, count: int) -> list[Claims]:
+        tokens = [await self.mint(f"{number:03d}") for number in range(count)]
+        for token in tokens:
+            await self.revoke(ALICE, token.id)
+        return tokens
 
     async def revoke(self, owner: str, token_id: str, /) -> TokenRecord | None:
         record = await super().revoke(owner, token_id)
@@ -69,15 +90,29 @@ class SharedStore(MemoryTokenStore):
         return generation
 
     def forget_changes(self) -> None:
-        self._log.clear()
+        del self._log[:-1]
+
+    def set_back(self, sequence: int) -> None:
+        """Lose the changes after that one, as a server may whose last transactions had no time to be copied."""
+        self._log = [change for change in self._log if change.sequence <= sequence]
+        self._sequence = sequence
+        ids = {change.token_id for change in self._log if isinstance(change, TokenRevoked)}
+        self._expiries = {token_id: at for token_id, at in self._expiries.items() if token_id in ids}
 
     def _next(self) -> int:
         self._sequence += 1
         return self._sequence
 
-    async def snapshot(self) -> Snapshot:
-        answer = Snapshot(self._sequence, dict(self._raised), dict(self._expiries))
-        await self._looked("snapshot")
+    async def snapshot(self, after: str | None = None, /) -> Snapshot:
+        ids = sorted(token_id for token_id in self._expiries if after is None or token_id > after)
+        following, ids = ids[self.page :], ids[: self.page]
+        revoked = {token_id: self._expiries[token_id] for token_id in ids}
+        answer = Snapshot(self._sequence, dict(self._raised), revoked, ids[-1] if following else None)
+        await self._looked("snapshot" if after is None else f"snapshot after {after}")
+        await self.snapshot_gate.wait()
+        if self.snapshot_error is not None:
+            raise self.snapshot_error
+        self.on_page()
         return answer
 
     async def changes(self, after: int, /) -> Iterable[Change]:
@@ -86,7 +121,7 @@ class SharedStore(MemoryTokenStore):
         return iter(answer)
 
     async def _looked(self, at: str) -> None:
-        self.looks.append(at)
+        self.asked.append(at)
         await checkpoint()
         await self.gate.wait()
         if self.error is not None:
@@ -160,10 +195,10 @@ def closed(store: SharedStore) -> Iterator[None]:
         store.gate.set()
 
 
-async def until_looked(store: SharedStore, times: int) -> None:
-    """Wait for so many more looks."""
-    wanted = len(store.looks) + times
-    while len(store.looks) < wanted:
+async def until_asked(store: SharedStore, times: int) -> None:
+    """Wait for so many more questions."""
+    wanted = len(store.asked) + times
+    while len(store.asked) < wanted:
         await checkpoint()
 
 
@@ -177,7 +212,7 @@ async def test_the_first_request_loads_everything_that_is_revoked(
     answers = [await followed.is_revoked(claims) for claims in (revoked, valid, old)]
 
     assert answers == [True, False, True]
-    assert store.looks == ["snapshot"]
+    assert store.asked == ["snapshot", "changes after 1"]
 
 
 async def test_what_others_revoked_is_refused_after_the_interval(
@@ -192,7 +227,7 @@ async def test_what_others_revoked_is_refused_after_the_interval(
 
     assert await followed.is_revoked(token)
     assert await followed.is_revoked(other)
-    assert store.looks == ["snapshot", "changes after 0"]
+    assert store.asked == ["snapshot", "changes after 0", "changes after 0"]
 
 
 async def test_within_the_interval_no_request_looks_at_the_store(
@@ -223,7 +258,7 @@ async def test_one_request_looks_and_the_others_do_not_wait_while_what_is_known_
 
     assert answers == [False] * 10
     assert leader.answer is False
-    assert store.looks == ["snapshot", "changes after 0"]
+    assert store.asked == ["snapshot", "changes after 0", "changes after 0"]
 
 
 @pytest.mark.parametrize("idle", [pytest.param(1.01, id="just over the bound"), pytest.param(HOUR, id="an hour")])
@@ -248,6 +283,8 @@ async def test_age_counts_from_the_beginning_of_a_look(
     store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
 ) -> None:
     token = await store.mint("a")
+    await followed.refresh()
+    clock.advance(5)
     with closed(store):
         async with asking(followed, token) as [leader]:
             await store.revoke(ALICE, "a")  # after what the look has read
@@ -262,6 +299,8 @@ async def test_an_answer_that_was_read_before_the_bound_is_not_enough_for_who_wa
     store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
 ) -> None:
     token = await store.mint("a")
+    await followed.refresh()
+    clock.advance(5)
     with closed(store):
         async with asking(followed, token) as [leader]:
             await store.revoke(ALICE, "a")
@@ -271,7 +310,7 @@ async def test_an_answer_that_was_read_before_the_bound_is_not_enough_for_who_wa
 
     assert leader.answer is False  # it asked before the token was revoked
     assert [question.answer for question in waiting] == [True] * 5
-    assert len(store.looks) == 2
+    assert len(store.looks) == 3
 
 
 async def test_who_waited_is_content_with_an_answer_that_was_read_within_the_bound(
@@ -335,27 +374,27 @@ async def test_a_look_that_began_before_a_revocation_here_does_not_undo_it(
         async with asking(followed, token):
             await followed.revoke(ALICE, "a")
             await followed.revoke_all(BOB)
+            assert store.asked[-1].startswith(look)
             store.gate.set()
 
-    assert store.looks[-1].startswith(look)
     assert await followed.is_revoked(token)
     assert await followed.is_revoked(other)
 
 
-async def test_what_is_revoked_while_a_snapshot_is_read_comes_with_the_next_changes(
-    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+@pytest.mark.parametrize("page", [1, 2])
+async def test_what_is_revoked_while_pages_of_a_snapshot_are_read_is_known_with_them(
+    store: SharedStore, followed: FollowedTokenStore, page: int
 ) -> None:
-    token = await store.mint("a")
-    await store.revoke_all(BOB)
+    token = await store.mint("0")  # which comes in a page that was read before
+    await store.mint_revoked(2)
+    store.page = page
     with closed(store):
-        async with asking(followed, token):
-            await store.revoke(ALICE, "a")
+        async with asking(followed, token) as [leader]:
+            await store.revoke(ALICE, "0")
             store.gate.set()
 
-    clock.advance(0.5)
-
-    assert await followed.is_revoked(token)
-    assert store.looks == ["snapshot", "changes after 1"]
+    assert leader.answer is True
+    assert store.asked == ["snapshot", *["snapshot after 000"] * (2 - page), "changes after 1"]
 
 
 @pytest.mark.parametrize(
@@ -389,31 +428,386 @@ async def test_everything_is_read_again_each_minute(
         clock.advance(0.5)
         wall_clock.advance(0.5)
 
-    assert store.looks == ["snapshot", *["changes after 0"] * 119] * 2
+    assert store.asked == ["snapshot", *["changes after 0"] * 121, "snapshot", *["changes after 0"] * 119]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "wall_seconds"),
-    [pytest.param(60.0, 0.0, id="idle"), pytest.param(0.5, 60.0, id="suspended")],
-)
-async def test_after_a_minute_changes_are_not_relied_on(
-    store: SharedStore,
-    followed: FollowedTokenStore,
-    clock: FakeClock,
-    wall_clock: FakeClock,
-    seconds: float,
-    wall_seconds: float,
+CLOCKS = pytest.mark.parametrize("by_wall_clock", [pytest.param(False, id="idle"), pytest.param(True, id="suspended")])
+
+
+@CLOCKS
+async def test_where_changes_may_have_been_forgotten_nobody_is_answered_before_everything_is_read(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock, wall_clock: FakeClock, by_wall_clock: bool
 ) -> None:
     """A monotonic clock stands still while a machine is suspended."""
     token = await store.mint("a")
     await followed.refresh()
     await store.revoke(ALICE, "a")
+    await store.revoke_all(BOB)
     store.forget_changes()
 
-    clock.advance(seconds)
-    wall_clock.advance(wall_seconds)
+    (wall_clock if by_wall_clock else clock).advance(3000)
+    with closed(store):
+        async with asking(followed, token, 5) as questions:
+            assert {question.answer for question in questions} == {None}
+            store.gate.set()
+
+    assert [question.answer for question in questions] == [True] * 5
+    assert store.asked[2:] == ["snapshot", "changes after 1"]
+
+
+async def test_the_load_before_is_good_enough_while_changes_are_kept(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    token = await store.mint("a")
+    await followed.refresh()
+    await store.revoke(ALICE, "a")
+
+    clock.advance(2999)
 
     assert await followed.is_revoked(token)
+    assert store.asked[2:] == ["changes after 0", "snapshot"]
+
+
+@CLOCKS
+async def test_what_was_known_before_a_pause_is_looked_at_again(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock, wall_clock: FakeClock, by_wall_clock: bool
+) -> None:
+    token = await store.mint("a")
+    await followed.refresh()
+    await store.revoke(ALICE, "a")
+
+    (wall_clock if by_wall_clock else clock).advance(0.5)
+
+    assert await followed.is_revoked(token)
+
+
+@CLOCKS
+async def test_the_grace_ends_in_a_pause_too(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock, wall_clock: FakeClock, by_wall_clock: bool
+) -> None:
+    token = await store.mint("a")
+    await followed.refresh()
+    store.error = failure()
+
+    (wall_clock if by_wall_clock else clock).advance(31)
+
+    with pytest.raises(StoreUnavailable):
+        await followed.is_revoked(token)
+
+
+async def load_a_page(store: SharedStore, followed: FollowedTokenStore) -> None:
+    """Look for the first time, until the second of three pages takes longer than the look may."""
+    store.page, store.snapshot_gate = 1, anyio.Event()
+    store.on_page = lambda: setattr(store, "snapshot_gate", anyio.Event())
+    async with anyio.create_task_group() as group:
+        group.start_soon(followed.refresh)
+        await until_asked(store, 1)
+        store.snapshot_gate.set()
+    store.on_page = lambda: None
+    store.snapshot_gate.set()
+
+
+async def test_a_first_load_that_takes_longer_than_a_look_may_refuses_and_is_gone_on_with(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    followed = following(store, clock, wall_clock, timeout=0.05)
+    tokens, valid = await store.mint_revoked(3), await store.mint("valid")
+
+    await load_a_page(store, followed)
+    assert followed.degraded
+    assert not followed.usable
+    with pytest.raises(StoreUnavailable):
+        await followed.is_revoked(tokens[0])
+    assert store.asked == ["snapshot", "snapshot after 000"]
+
+    clock.advance(0.5)
+    assert [await followed.is_revoked(claims) for claims in tokens] == [True] * 3
+    assert not await followed.is_revoked(valid)
+    assert store.asked[2:] == ["snapshot after 000", "snapshot after 001", "changes after 2"]
+    assert lines(caplog) == ["the token store fails (TimeoutError): revocations are not followed", REFUSES, ANSWERS]
+
+
+async def test_what_is_revoked_between_two_parts_of_the_first_load_is_known(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock
+) -> None:
+    followed = following(store, clock, wall_clock, timeout=0.05)
+    token = await store.mint("0")  # which comes in the page that was read before
+    await store.mint_revoked(3)
+    await load_a_page(store, followed)
+    await store.revoke(ALICE, "0")
+
+    clock.advance(2999)
+
+    assert await followed.is_revoked(token)
+    assert store.looks == ["changes after 2"]
+
+
+@CLOCKS
+async def test_a_first_load_that_was_left_for_long_begins_again(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock, by_wall_clock: bool
+) -> None:
+    followed = following(store, clock, wall_clock, timeout=0.05)
+    token = await store.mint("0")
+    await store.mint_revoked(3)
+    await load_a_page(store, followed)
+    await store.revoke(ALICE, "0")
+    await store.revoke_all(BOB)
+    store.forget_changes()
+
+    clock.advance(0.5)
+    (wall_clock if by_wall_clock else clock).advance(3000)
+
+    assert await followed.is_revoked(token)
+    assert store.asked[2] == "snapshot"
+
+
+async def test_changes_that_take_longer_than_a_look_may_are_gone_on_with(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock
+) -> None:
+    followed = following(store, clock, wall_clock, timeout=0.05)
+    await followed.refresh()
+    for _ in range(CHANGES_AT_ONCE):
+        await store.revoke_all(BOB)
+    clock.advance(0.5)
+    with closed(store):
+        async with anyio.create_task_group() as group:
+            group.start_soon(followed.refresh)
+            await until_asked(store, 1)
+            store.gate.set()
+            await checkpoint()
+            store.gate = anyio.Event()
+    store.gate.set()
+    assert followed.degraded
+
+    clock.advance(0.5)
+    await followed.refresh()
+
+    assert not followed.degraded
+    assert store.asked[-2:] == ["changes after 999"] * 2
+
+
+@asynccontextmanager
+async def reloading(store: SharedStore, followed: FollowedTokenStore, claims: Claims) -> AsyncIterator[Question]:
+    """A request has looked, and reads a page of everything, which waits until the end of the block."""
+    store.snapshot_gate = anyio.Event()
+    async with asking(followed, claims) as [leader]:
+        assert store.asked[-1].startswith("snapshot")
+        yield leader
+        store.snapshot_gate.set()
+
+
+async def test_what_others_revoke_is_known_while_everything_is_read_again(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    token = await store.mint("a")
+    await followed.refresh()
+
+    clock.advance(60)
+    async with reloading(store, followed, token):
+        await store.revoke(ALICE, "a")
+        clock.advance(0.5)
+        assert await followed.is_revoked(token)
+        assert not followed.degraded
+
+    assert len(store.pages) == 2  # one at a time
+    assert store.looks == ["changes after 0"] * 3
+
+
+async def test_the_follower_looks_while_everything_is_read_again(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock
+) -> None:
+    followed = following(store, clock, wall_clock, interval=0.001)
+    token = await store.mint("a")
+    await followed.refresh()
+
+    clock.advance(60)
+    store.snapshot_gate = anyio.Event()
+    async with running(followed):
+        while len(store.pages) == 1:
+            await checkpoint()
+        await store.revoke(ALICE, "a")
+        await until_asked(store, 2)
+        assert await followed.is_revoked(token)
+
+    assert len(store.pages) == 2
+    assert not followed.degraded
+
+
+async def test_what_is_revoked_here_while_everything_is_read_again_stays_so(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    token, old = await store.mint("a"), await store.mint("b", BOB)
+    await store.revoke_all(BOB)
+    await followed.refresh()
+
+    clock.advance(60)
+    async with reloading(store, followed, token):
+        await followed.revoke(ALICE, "a")
+        await followed.revoke_all(BOB)
+
+    assert await followed.is_revoked(token)
+    assert await followed.is_revoked(old)
+
+
+async def test_everything_is_read_again_for_a_quarter_of_the_time(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    await store.mint_revoked(5)
+    store.page = 1
+    await followed.refresh()
+    store.on_page = lambda: clock.advance(0.0625)
+    asked = []
+
+    clock.advance(60)
+    for _ in range(4):
+        store.asked.clear()
+        await followed.refresh()
+        asked.append(store.asked[1:])
+        clock.advance(0.5)
+
+    assert asked == [
+        ["snapshot", "snapshot after 000"],
+        ["snapshot after 001", "snapshot after 002"],
+        ["snapshot after 003"],
+        [],
+    ]
+
+
+async def test_failing_to_read_everything_again_is_no_outage_and_is_told_once(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    [token] = await store.mint_revoked(1)
+    await followed.refresh()
+    store.snapshot_error = failure()
+    for _ in range(2):
+        clock.advance(60)
+        for _ in range(3):
+            assert await followed.is_revoked(token)
+            assert followed.usable
+            assert not followed.degraded
+            clock.advance(0.5)
+        store.snapshot_error = None
+        await followed.refresh()
+        store.snapshot_error = failure()
+
+    assert lines(caplog) == [UNREAD] * 2
+    assert store.asked[2:] == ["changes after 0", "snapshot"] * 8
+    assert {record.exc_info for record in caplog.records} == {None}
+
+
+async def test_a_page_that_hangs_is_broken_off_and_read_after_the_next_look(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    followed = following(store, clock, wall_clock, timeout=0.05)
+    await store.mint_revoked(2)
+    store.page = 1
+    await followed.refresh()
+    store.on_page = lambda: setattr(store, "snapshot_gate", anyio.Event())
+
+    clock.advance(60)
+    with anyio.fail_after(5):
+        await followed.refresh()
+    clock.advance(0.5)
+    store.snapshot_gate.set()
+    await followed.refresh()
+
+    assert store.pages[2:] == ["snapshot", *["snapshot after 000"] * 2]
+    assert lines(caplog) == ["revocations cannot be read again as a whole (TimeoutError): new ones are followed"]
+    assert not followed.degraded
+
+
+async def test_a_fault_in_reading_everything_again_is_told_with_its_stack(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await followed.refresh()
+    store.snapshot_error = KeyError("generation")
+
+    clock.advance(60)
+    await followed.refresh()
+
+    [record] = caplog.records
+    assert record.getMessage() == "revocations cannot be read again as a whole (KeyError): new ones are followed"
+    assert record.exc_info is not None
+    assert not followed.degraded
+
+
+async def test_nothing_is_read_again_from_a_store_that_fails(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    await followed.refresh()
+    store.error = failure()
+
+    clock.advance(60)
+    await followed.refresh()
+
+    assert len(store.pages) == 1
+
+
+async def test_reading_everything_again_goes_on_where_a_task_was_torn_down(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    token = await store.mint("a")
+    await followed.refresh()
+    clock.advance(60)
+    timeout = asyncio.timeout(None)
+
+    async def lead() -> None:
+        with pytest.raises(TimeoutError):
+            async with timeout:
+                await followed.is_revoked(token)
+
+    store.snapshot_gate = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(lead)
+        await until_asked(store, 2)
+        timeout.reschedule(asyncio.get_running_loop().time())
+    store.snapshot_gate.set()
+    clock.advance(0.5)
+    await followed.refresh()
+
+    assert len(store.pages) == 3
+
+
+@pytest.mark.parametrize(
+    ("sequence", "again"),
+    [
+        pytest.param(2, 1, id="to a lower sequence"),
+        pytest.param(2, 2, id="to the same sequence"),
+        pytest.param(2, 3, id="to a higher sequence"),
+        pytest.param(0, 1, id="to nothing"),
+    ],
+)
+async def test_what_is_revoked_after_a_store_was_set_back_is_known_with_the_next_look(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock, sequence: int, again: int
+) -> None:
+    tokens = [await store.mint(token_id) for token_id in "abc"]
+    before = await store.mint_revoked(3)
+    await followed.refresh()
+    store.set_back(sequence)
+    for token in tokens[:again]:
+        await store.revoke(ALICE, token.id)
+
+    clock.advance(0.5)
+
+    assert [await followed.is_revoked(token) for token in tokens] == [True] * again + [False] * (3 - again)
+    assert [await followed.is_revoked(token) for token in before] == [True] * 3
+    assert store.asked[-1] == "snapshot"
+
+
+async def test_a_store_that_is_set_back_in_the_first_load_is_found_out(
+    store: SharedStore, followed: FollowedTokenStore
+) -> None:
+    token = await store.mint("a")
+    lost = await store.mint_revoked(3)
+    with closed(store):
+        async with asking(followed, token) as [leader]:
+            store.set_back(1)
+            await store.revoke(ALICE, "a")
+            store.gate.set()
+
+    assert leader.answer is True
+    assert [await followed.is_revoked(claims) for claims in lost] == [True] * 3
+    assert store.asked == ["snapshot", "changes after 2", "changes after 0", "snapshot"]
 
 
 async def test_expired_revocations_are_forgotten_by_the_time_of_day(
@@ -421,6 +815,7 @@ async def test_expired_revocations_are_forgotten_by_the_time_of_day(
 ) -> None:
     token = await store.mint("a")
     await followed.revoke(ALICE, "a")
+    await store.revoke_all(BOB)
 
     wall_clock.advance(LIFETIME - 1)
     await followed.refresh()
@@ -472,46 +867,48 @@ async def test_another_looks_where_the_task_of_the_leader_is_torn_down(
     with closed(store):
         async with anyio.create_task_group() as group:
             group.start_soon(lead)
-            await until_looked(store, 1)
+            await until_asked(store, 1)
             async with asking(followed, token, 3) as others:
                 timeout.reschedule(asyncio.get_running_loop().time())
-                await until_looked(store, 1)
+                await until_asked(store, 1)
                 store.gate.set()
 
     assert [question.answer for question in others] == [False] * 3
-    assert len(store.looks) == 2
+    assert store.asked == ["snapshot", "snapshot", "changes after 0"]
     assert not followed.degraded
 
 
-async def test_nobody_waits_for_a_look_in_another_event_loop(
-    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
-) -> None:
-    token = await store.mint("a")
-    looking, done = threading.Event(), threading.Event()
-    read, answers = store.snapshot, list[bool]()
+@pytest.mark.parametrize("asked", [pytest.param(1, id="in the snapshot"), pytest.param(2, id="in the changes")])
+def test_what_an_event_loop_left_behind_is_in_nobodys_way(wall_clock: FakeClock, clock: FakeClock, asked: int) -> None:
+    store = SharedStore(wall_clock)
+    followed = following(store, clock, wall_clock)
+    token = Claims("a", ALICE, 0, 0, int(wall_clock()) + LIFETIME)
+    left = asyncio.new_event_loop()
 
-    async def snapshot() -> Snapshot:
-        if not looking.is_set():
-            looking.set()
-            await anyio.to_thread.run_sync(done.wait)
-        return await read()
+    async def leave_in_mid_flight() -> None:
+        question = asyncio.get_running_loop().create_task(followed.is_revoked(token))
+        kept.append(question)
+        store.gate = anyio.Event()
+        if asked == 2:
+            store.gate.set()
+        while len(store.asked) < asked:
+            await checkpoint()
 
-    async def run_another_loop() -> None:
-        answers.append(await anyio.to_thread.run_sync(lambda: asyncio.run(followed.is_revoked(token))))
+    kept: list[asyncio.Task[bool]] = []
+    left.run_until_complete(leave_in_mid_flight())
+    store.gate = anyio.Event()
+    store.gate.set()
 
-    store.snapshot = snapshot  # type: ignore[method-assign] # slow at first
-    async with anyio.create_task_group() as group:
-        group.start_soon(run_another_loop)
-        await anyio.to_thread.run_sync(looking.wait)
-        clock.advance(0.4)
-        answers.append(await followed.is_revoked(token))
-        assert answers == [False]
-        done.set()
+    async def ask() -> bool:
+        with anyio.fail_after(5):
+            return await followed.is_revoked(token)
 
-    assert answers == [False, False]
-    clock.advance(0.4)
-    await followed.refresh()
-    assert len(store.looks) == 2  # what was known last counts, whatever came last
+    assert not asyncio.run(ask())
+    clock.advance(0.5)
+    assert not asyncio.run(ask())
+    with suppress(RuntimeError):
+        kept[0].get_coro().close()
+    left.close()
 
 
 URL = "postgresql://maas:secret@database.internal:5432/maas"
@@ -530,6 +927,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 FAILS = "the token store fails (ConnectionRefusedError): revocations are not followed"
 REFUSES = "what is known of revocations is too old: requests with access tokens are refused"
 CONTINUES = "what is known of revocations is too old: going on with it"
+UNREAD = "revocations cannot be read again as a whole (ConnectionRefusedError): new ones are followed"
 ANSWERS = "the token store answers again: revocations are followed"
 
 
@@ -859,11 +1257,11 @@ async def test_the_follower_looks_by_itself(store: SharedStore, clock: FakeClock
     followed = following(store, clock, wall_clock, interval=0.001)
     token = await store.mint("a")
     async with running(followed):
-        await until_looked(store, 1)
+        await until_asked(store, 2)
         await store.revoke(ALICE, "a")
-        await until_looked(store, 2)
+        await until_asked(store, 2)
         assert await followed.is_revoked(token)
-        assert store.looks[:2] == ["snapshot", "changes after 0"]
+        assert store.asked[:3] == ["snapshot", "changes after 0", "changes after 0"]
 
 
 async def test_with_a_follower_no_request_looks_before_the_bound(
@@ -902,7 +1300,7 @@ async def test_the_look_of_the_follower_is_everybodys(store: SharedStore, follow
     token = await store.mint("a")
     with closed(store):
         async with running(followed):
-            await until_looked(store, 1)
+            await until_asked(store, 1)
             async with asking(followed, token, 3) as questions:
                 assert {question.answer for question in questions} == {None}
                 store.gate.set()
@@ -918,11 +1316,12 @@ async def test_the_follower_does_not_look_while_a_request_does(
     token = await store.mint("a")
     with closed(store):
         async with asking(followed, token), running(followed):
-            for _ in range(3):
-                await anyio.wait_all_tasks_blocked()
-            assert len(store.looks) == 1
+            ends_at = anyio.current_time() + 0.01
+            while anyio.current_time() < ends_at:
+                await checkpoint()
+            assert store.asked == ["snapshot"]
             store.gate.set()
-            await until_looked(store, 1)
+            await until_asked(store, 2)
 
 
 async def test_the_follower_ends_at_once_and_leaves_its_look_to_who_waits(
@@ -938,11 +1337,12 @@ async def test_the_follower_ends_at_once_and_leaves_its_look_to_who_waits(
     with closed(store), anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             group.start_soon(follow)
-            await until_looked(store, 1)
+            await until_asked(store, 1)
             async with asking(followed, token, 3) as questions:
                 scope.cancel()
-                await until_looked(store, 1)
-                assert scope.cancelled_caught
+                await until_asked(store, 1)
+                while not scope.cancelled_caught:
+                    await checkpoint()
                 store.gate.set()
 
     assert [question.answer for question in questions] == [False] * 3
@@ -956,12 +1356,12 @@ async def test_the_follower_survives_and_recovers(
 ) -> None:
     followed = following(store, clock, wall_clock, interval=0.001)
     async with running(followed):
-        await until_looked(store, 2)
+        await until_asked(store, 3)
         store.error = error
-        await until_looked(store, 5)
+        await until_asked(store, 5)
         assert followed.degraded
         store.error = None
-        await until_looked(store, 2)
+        await until_asked(store, 2)
         assert not followed.degraded
 
     assert len(caplog.records) == 2
@@ -975,7 +1375,7 @@ async def test_the_follower_rests_for_the_interval_after_a_failure(
     ends: list[float] = []
     begins: list[float] = []
 
-    async def read() -> Snapshot:
+    async def read(after: str | None = None, /) -> Snapshot:
         begins.append(anyio.current_time())
         try:
             await anyio.sleep_forever()
@@ -1020,9 +1420,10 @@ async def test_time_is_that_of_the_computer_unless_another_is_given(store: Share
     followed = FollowedTokenStore(store)
     token = await store.mint("a")
     await store.revoke(ALICE, "a")
+    await store.revoke_all(BOB)
 
     assert not await followed.is_revoked(token)  # by that time it has expired long ago, and is not kept
-    assert store.looks == ["snapshot"]
+    assert store.asked == ["snapshot", "changes after 1"]
 
 
 async def test_a_database_that_freezes_is_done_without_and_followed_again_when_it_thaws() -> None:

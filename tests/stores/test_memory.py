@@ -9,6 +9,7 @@ from maas_middleware.tokens import Claims
 from maas_middleware.usage_store import UsageStore
 from tests.stores.contract import *  # noqa: F403 the contract's tests are collected here
 from tests.stores.usage_contract import *  # noqa: F403 as above
+from tests.stores.usage_contract import RECORD, of_day
 
 
 @pytest.fixture
@@ -81,10 +82,11 @@ async def test_time_is_that_of_the_computer_unless_another_is_given() -> None:
 
 async def test_ids_of_batches_are_remembered_for_an_hour_of_them(usage: UsageStore) -> None:
     for number in range(10_000):
-        await usage.add(str(number), [RECORD])  # noqa: F405 of the contract
+        await usage.add(str(number), [RECORD])
 
-    await usage.add("0", [RECORD])  # noqa: F405
-    await usage.add("10000", [RECORD])  # noqa: F405
-    await usage.add("0", [RECORD])  # noqa: F405
+    await usage.add("0", [RECORD])
+    assert [record.requests for record in await of_day(usage)] == [10_000]
 
-    assert [record.requests for record in await of_day(usage)] == [10_002]  # noqa: F405
+    await usage.add("10000", [RECORD])
+    await usage.add("0", [RECORD])
+    assert [record.requests for record in await of_day(usage)] == [10_002]

@@ -11,6 +11,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import pytest
 
 from maas_middleware.errors import StoreUnavailable
@@ -91,6 +92,7 @@ async def test_relative_file_is_that_of_the_folder_at_the_start(
 
     await database.aclose()
     assert files(tmp_path) == ["here.db"]
+    assert files(elsewhere) == []
 
 
 async def test_commits_outlive_a_loss_of_power(path: Path, connect: Connect) -> None:
@@ -122,8 +124,59 @@ async def test_file_that_another_process_writes_for_long_is_not_waited_for(
         worker.process.wait(timeout=10)
 
     assert await store.revoke_all(OWNER) == 1
-    failures = [line for line in warnings(caplog) if line != "the database answers again"]
-    assert failures == ["the database fails: SQLITE_BUSY"] * 2  # reading succeeded in between
+    # that reading succeeded in between is no news
+    assert warnings(caplog) == ["the database fails: SQLITE_BUSY", "the database answers again"]
+
+
+async def test_file_that_is_locked_before_it_has_a_log_is_waited_for(path: Path, connect: Connect) -> None:
+    database = connect()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+        other.execute("BEGIN IMMEDIATE")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(SQLTokenStore(database).revoke_all, OWNER)
+            with anyio.move_on_after(0.2):
+                await anyio.sleep_forever()  # while it is tried, which another thread does
+            other.execute("COMMIT")
+
+    assert await SQLTokenStore(database).generation(OWNER) == 1
+
+
+async def test_file_that_stays_locked_before_it_has_a_log_is_an_outage(
+    path: Path, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SQLTokenStore(connect(timeout=0.5))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+        other.execute("BEGIN EXCLUSIVE")
+
+        began_at = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await store.revoke_all(OWNER)
+        assert time.monotonic() - began_at < 0.8
+
+    assert await store.revoke_all(OWNER) == 1
+    assert warnings(caplog) == ["the database fails: SQLITE_BUSY", "the database answers again"]
+
+
+async def test_log_that_cannot_be_made_is_an_outage(
+    path: Path, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SQLTokenStore(connect())
+    in_the_way = f"{path}-wal"
+    os.mkdir(in_the_way)
+
+    began_at = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.revoke_all(OWNER)
+    assert time.monotonic() - began_at < 2
+    os.rmdir(in_the_way)
+
+    assert await store.revoke_all(OWNER) == 1
+    [failure, recovery] = warnings(caplog)
+    assert failure.startswith("the database fails: SQLITE_")
+    assert recovery == "the database answers again"
 
 
 async def test_statement_without_end_is_ended(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +192,7 @@ async def test_statement_without_end_is_ended(connect: Connect, caplog: pytest.L
 
     assert time.monotonic() - began_at < 1.3
     assert threading.active_count() <= threads
-    assert await SQLTokenStore(database).generation(OWNER) == 0
+    assert await SQLTokenStore(database).revoke_all(OWNER) == 1
     assert warnings(caplog) == ["the database fails: SQLITE_INTERRUPT", "the database answers again"]
 
 

@@ -24,6 +24,7 @@ _EPOCH = date(1970, 1, 1).toordinal()
 _BATCH_RECORDS = 500  # few enough that a slow database takes them in time
 _MAXIMUM_IN_DOUBT = 8
 _MAXIMUM_MODEL_CHARACTERS = 256
+_MAXIMUM_MODELS = 200  # of a user on a day
 _MARK_SECONDS = 60.0
 
 _Key = tuple[str, int, str]  # owner, day since the epoch, model
@@ -66,6 +67,8 @@ class UsageRecorder:
         self._waiting: dict[_Key, list[int]] = {}  # requests, input tokens, output tokens
         self._in_doubt: dict[str, list[UsageRecord]] = {}  # sent, and not known to be taken; by batch id
         self._room = maximum  # for what is waiting
+        self._day = 0  # since the epoch
+        self._models: dict[str, set[str]] = {}  # that are recorded on that day, by owner
         self._noted_tokens: dict[str, float] = {}  # when the use of each was noted last; the oldest first
         self._used_tokens: dict[str, int] = {}
         self._dropped = 0
@@ -87,9 +90,8 @@ class UsageRecorder:
         """Remember a charge, if it is one, as use of today. Its tokens that are no input are output."""
         if not (charge.request or charge.tokens):
             return
-        # where the inner app knows the models, the name may be anything that somebody sent
-        known = model if len(model) <= _MAXIMUM_MODEL_CHARACTERS and model.isprintable() else ""
-        key = (owner, int(self._clock() // DAY_SECONDS), known)
+        day = int(self._clock() // DAY_SECONDS)
+        key = (owner, day, self._known(owner, day, model))
         sums = self._waiting.get(key)
         if sums is None:
             if len(self._waiting) >= self._room:
@@ -99,6 +101,18 @@ class UsageRecorder:
         sums[0] += charge.request
         sums[1] += input_tokens
         sums[2] += charge.tokens - input_tokens
+
+    def _known(self, owner: str, day: int, model: str) -> str:
+        # where the inner app knows the models, the name may be anything that somebody sent, another each time
+        if len(model) > _MAXIMUM_MODEL_CHARACTERS or not model.isprintable():
+            return ""
+        if day != self._day:
+            self._day, self._models = day, {}
+        models = self._models.setdefault(owner, set())
+        if model not in models and len(models) >= _MAXIMUM_MODELS:
+            return ""
+        models.add(model)
+        return model
 
     def note_token(self, token_id: str) -> None:
         """Remember that a token was used: at most once a minute, so that its row in the store stays cool."""
