@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 from .tokens import Claims
 
+API_KEY_REMEMBERED_SECONDS = 30 * 86_400  # after its expiry, so that its owner sees what became of it
+
 TokenKind = Literal["access_token", "api_key"]
 TokenStatus = Literal["active", "expired", "revoked"]
 
@@ -30,6 +32,11 @@ class TokenRecord:
     groups: tuple[str, ...] = ()
     is_revoked: bool = False
     last_used_at: int | None = None
+
+    @property
+    def forgotten_at(self) -> int:
+        """When it may be forgotten (seconds since the epoch): access tokens at their expiry, API keys later."""
+        return self.claims.expires_at + (API_KEY_REMEMBERED_SECONDS if self.kind == "api_key" else 0)
 
     def status(self, now: float) -> TokenStatus:
         """Whether it is accepted at that time (seconds since the epoch), or why it is not."""

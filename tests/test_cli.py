@@ -163,19 +163,22 @@ def test_several_workers_need_a_common_signing_key(
 
 
 @pytest.mark.parametrize(
-    ("counters", "own"),
+    ("counters", "store", "own"),
     [
-        pytest.param("memory://", "limits and revocations", id="memory"),
-        pytest.param("redis://127.0.0.1:9", "revocations", id="redis"),
+        pytest.param("memory://", "memory://", "limits and revocations", id="memory"),
+        pytest.param("redis://127.0.0.1:9", "memory://", "revocations", id="redis"),
+        pytest.param("redis://127.0.0.1:9", "sqlite:///{folder}/maas.db", None, id="redis-and-sqlite"),
     ],
 )
-def test_workers_serve_with_a_common_key_and_a_warning(counters: str, own: str, tmp_path: Path) -> None:
+def test_workers_serve_with_a_common_key_and_a_warning_of_what_they_do_not_share(
+    counters: str, store: str, own: str | None, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.json"
     assert main(["new-key", str(keys)]) == 0
     (key,) = json.loads(keys.read_text())["keys"]
     config = tmp_path / "maas.yaml"
     config.write_text(
-        f"counters: {counters}\ntokens: {{signing_keys_file: {keys}}}\n"
+        f"counters: {counters}\nstore: {store.format(folder=tmp_path)}\ntokens: {{signing_keys_file: {keys}}}\n"
         "models: [{id: a, tiers: all, upstreams: ['http://127.0.0.1:9']}]\n"
     )
 
@@ -188,7 +191,8 @@ def test_workers_serve_with_a_common_key_and_a_warning(counters: str, own: str, 
             answers = [client.get("/.well-known/jwks.json") for _ in range(5)]
 
     assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {key["kid"]}
-    assert f"2 workers: each has {own} of its own" in gateway.printed
+    assert (f"2 workers: each has {own} of its own" in gateway.printed) == (own is not None)
+    assert ("of its own" in gateway.printed) == (own is not None)
 
 
 ADMINISTRATORS = """

@@ -102,7 +102,7 @@ class _Load:
         self._next: str | None = None
 
     async def read_page(self, log: ChangeLog, known: KnownRevocations) -> None:
-        page = await (log.snapshot() if self._next is None else log.snapshot(self._next))
+        page = await log.snapshot(self._next)
         known.load(page)
         self._next = page.next
         if self.sequence is None:  # later pages may miss what was revoked after the first

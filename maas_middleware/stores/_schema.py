@@ -10,8 +10,6 @@ Steps = Sequence[Sequence[str]]
 
 USABLE_FROM = 1  # the oldest version of the library that can live with the tables as the last step leaves them
 
-API_KEY_REMEMBERED_SECONDS = 30 * 86_400  # after its expiry, so that its owner sees what became of it
-
 # Step N makes version N of version N - 1, in one transaction that has to end within the time-out of a call. Replicas of
 # the version before may still be at work on the tables. What has been released is never changed: a step is added,
 # and where older replicas cannot live with it, USABLE_FROM is raised, so that they refuse the tables.

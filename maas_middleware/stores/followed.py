@@ -32,7 +32,7 @@ class FollowedTokenStore:
     A look reads what has changed. The first one, and one after so long a time that changes may have been forgotten,
     reads everything before; where that takes longer than the timeout the look has failed, and the next goes on where
     it was. Each `reload_after`, and where the store was set back to an older state, everything is read again beside
-    the looks, for a quarter of the time. What fails of that is told in the log, and tried again after the next look.
+    the looks, for a tenth of the time. What fails of that is told in the log, and tried again after the next look.
 
     While the store does not answer, what is known is used until it is older than the grace. A look that failed is
     tried again after `interval`, and nobody but who looks waits for it. Where nothing was ever known, or the grace is
@@ -82,7 +82,7 @@ class FollowedTokenStore:
             self._known,
             now=self._now,
             again_after=reload_after,
-            share=interval / 4,
+            share=interval / 10,
             timeout=timeout,
             outage=self._outage,
         )

@@ -11,7 +11,6 @@ from ..token_store import TokenKind, TokenRecord
 from ..tokens import Claims
 from ..usage_store import UsageRecord
 
-_API_KEYS_REMEMBERED_SECONDS = 30 * 86_400  # after their expiry, so that their owners see what became of them
 _SWEEP_SECONDS = 60.0
 _BATCHES_REMEMBERED = 10_000  # of one a second for more than an hour
 
@@ -83,7 +82,7 @@ class MemoryTokenStore:
     def _of(self, owner: str) -> Iterator[TokenRecord]:
         now, generation = self._clock(), self._generations.get(owner, 0)
         for record in self._records.get(owner, {}).values():
-            if now < _forgotten_at(record):
+            if now < record.forgotten_at:
                 is_revoked = record.claims.id in self._revoked or record.claims.generation < generation
                 yield replace(record, is_revoked=is_revoked)
 
@@ -94,16 +93,11 @@ class MemoryTokenStore:
         self._sweep_at = now + _SWEEP_SECONDS
         for owner, records in list(self._records.items()):
             for token_id, record in list(records.items()):
-                if _forgotten_at(record) <= now:
+                if record.forgotten_at <= now:
                     del records[token_id], self._owners[token_id]
                     self._revoked.discard(token_id)
             if not records:
                 del self._records[owner]
-
-
-def _forgotten_at(record: TokenRecord) -> int:
-    remembered = _API_KEYS_REMEMBERED_SECONDS if record.kind == "api_key" else 0
-    return record.claims.expires_at + remembered
 
 
 class MemoryUsageStore:

@@ -9,7 +9,7 @@ from ..revocations import CHANGES_AT_ONCE, Change, GenerationRaised, Snapshot, T
 from ..token_store import TokenKind, TokenRecord
 from ..tokens import Claims
 from ._database import SQLDatabase
-from ._schema import API_KEY_REMEMBERED_SECONDS, key, read, written
+from ._schema import key, read, written
 from ._transaction import Row, Transaction
 from ._usage import SQLUsageStore
 
@@ -173,7 +173,6 @@ async def _generation(transaction: Transaction, owner: str) -> int:
 
 def _row(record: TokenRecord) -> dict[str, str | int | None]:
     claims = record.claims
-    remembered = API_KEY_REMEMBERED_SECONDS if record.kind == "api_key" else 0
     return {
         "id": key(claims.id),
         "owner": key(claims.owner),
@@ -184,7 +183,7 @@ def _row(record: TokenRecord) -> dict[str, str | int | None]:
         "groups": json.dumps(record.groups),
         "issued_at": claims.issued_at,
         "expires_at": claims.expires_at,
-        "forgotten_at": claims.expires_at + remembered,
+        "forgotten_at": record.forgotten_at,
         "last_used_at": record.last_used_at,
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from maas_middleware import GuardedLedger, MemoryLedger, gateway
-from maas_middleware._counting import ledger_of
+from maas_middleware._counting import ledger_of, throttles_of
 from maas_middleware.cli import main
 from maas_middleware.limiting import Limit, Limits
 from maas_middleware.providers.keys import SigningKeys
@@ -173,6 +173,7 @@ def test_options_that_redis_py_refuses_are_found_before_anything_is_served(url: 
     problems = problems_of(lambda: gateway(load_settings({}, counters=url)))
 
     assert problems == [f"counters: {LIKE_REDIS}"]
+    assert problems_of(lambda: throttles_of(load_settings({}, counters=url))) == problems
 
 
 def test_options_in_a_file_are_refused_by_its_name(write: Write) -> None:

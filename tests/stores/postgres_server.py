@@ -66,6 +66,12 @@ class PostgresServer:
         """Run it again, on its port."""
         self.process = _started(self.directory, self.port)
 
+    def make_standby(self) -> None:
+        """From its next start on it only follows, though there is no other server."""
+        (self.directory / "standby.signal").touch()
+        if (user := _user()) is not None:
+            shutil.chown(self.directory / "standby.signal", user)
+
     def stop(self) -> None:
         self._signal(signal.SIGCONT)
         self.process.send_signal(signal.SIGQUIT)
@@ -141,7 +147,7 @@ def _started(data: Path, port: int) -> subprocess.Popen[str]:
             text=True,
             env={"LC_ALL": "C.UTF-8"},
         )
-        printed = _printed_until(process, "database system is ready to accept connections")
+        printed = _printed_until(process, "database system is ready to accept")  # of a standby: read-only connections
         if process.poll() is None:
             threading.Thread(target=_drain, args=[process], daemon=True).start()
             return process

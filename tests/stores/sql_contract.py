@@ -416,7 +416,7 @@ async def test_forgetting_is_tried_once_a_minute(connect: Connect, clock: FakeCl
     assert await rows(database, "SELECT id FROM maas_usage_batches ORDER BY id") == [("b",), ("c",), ("d",)]
 
 
-async def test_little_is_forgotten_at_once(connect: Connect, clock: FakeClock) -> None:
+async def test_little_is_forgotten_at_once_and_the_rest_with_the_next_write(connect: Connect, clock: FakeClock) -> None:
     database = connect()
     usage = SQLUsageStore(database)
     old = [{"id": f"{number}"} for number in range(1003)]
@@ -427,6 +427,10 @@ async def test_little_is_forgotten_at_once(connect: Connect, clock: FakeClock) -
     await usage.add("a", [])
 
     assert await count(database, "maas_usage_batches") == 4
+
+    await usage.add("b", [])
+
+    assert await count(database, "maas_usage_batches") == 2
 
 
 async def test_write_succeeds_where_forgetting_fails(

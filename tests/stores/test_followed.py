@@ -649,13 +649,14 @@ async def test_what_is_revoked_here_while_everything_is_read_again_stays_so(
     assert await followed.is_revoked(old)
 
 
-async def test_everything_is_read_again_for_a_quarter_of_the_time(
-    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+async def test_everything_is_read_again_for_a_tenth_of_the_time(
+    store: SharedStore, clock: FakeClock, wall_clock: FakeClock
 ) -> None:
+    followed = following(store, clock, wall_clock, interval=0.625)
     await store.mint_revoked(5)
     store.page = 1
     await followed.refresh()
-    store.on_page = lambda: clock.advance(0.0625)
+    store.on_page = lambda: clock.advance(0.03125)
     asked = []
 
     clock.advance(60)
@@ -663,7 +664,7 @@ async def test_everything_is_read_again_for_a_quarter_of_the_time(
         store.asked.clear()
         await followed.refresh()
         asked.append(store.asked[1:])
-        clock.advance(0.5)
+        clock.advance(1.0)
 
     assert asked == [
         ["snapshot", "snapshot after 000"],
@@ -671,6 +672,80 @@ async def test_everything_is_read_again_for_a_quarter_of_the_time(
         ["snapshot after 003"],
         [],
     ]
+
+
+async def test_reading_everything_again_is_not_begun_again_before_it_has_ended(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    await store.mint_revoked(3)
+    store.page = 1
+    await followed.refresh()
+    store.on_page = lambda: clock.advance(61)
+
+    clock.advance(60)
+    for _ in range(3):
+        await followed.refresh()
+
+    assert store.pages[3:] == ["snapshot", "snapshot after 000", "snapshot after 001"]
+
+
+async def test_a_leader_whose_client_leaves_reads_what_it_began_to(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    [token, _] = await store.mint_revoked(2)
+    store.page = 1
+    await followed.refresh()
+
+    clock.advance(60)
+    async with reloading(store, followed, token) as leader:
+        leader.scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+
+    assert store.pages[2:] == ["snapshot", "snapshot after 000"]
+
+
+async def test_a_store_that_cannot_be_read_as_a_whole_is_followed_all_the_same(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    token = await store.mint("a")
+    await followed.refresh()
+    store.snapshot_error = failure()
+
+    for _ in range(100):
+        clock.advance(60)
+        assert not await followed.is_revoked(token)
+        assert not followed.degraded
+
+
+async def test_what_was_loaded_is_not_loaded_again_where_only_the_changes_failed(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    store.on_page = lambda: setattr(store, "error", failure())
+    await followed.refresh()
+    assert followed.degraded
+    store.error = None
+
+    clock.advance(0.5)
+    await followed.refresh()
+
+    assert store.asked == ["snapshot", "changes after 0", "changes after 0"]
+
+
+async def test_changes_are_followed_from_the_beginning_of_a_load(
+    store: SharedStore, followed: FollowedTokenStore, clock: FakeClock
+) -> None:
+    def fail() -> None:
+        clock.advance(10)
+        store.error = failure()
+
+    store.on_page = fail
+    await followed.refresh()
+    store.error = None
+
+    clock.advance(2990)
+    await followed.refresh()
+
+    assert store.asked[2] == "snapshot"
 
 
 async def test_failing_to_read_everything_again_is_no_outage_and_is_told_once(
@@ -878,36 +953,47 @@ async def test_another_looks_where_the_task_of_the_leader_is_torn_down(
     assert not followed.degraded
 
 
-@pytest.mark.parametrize("asked", [pytest.param(1, id="in the snapshot"), pytest.param(2, id="in the changes")])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(1, id="in the first load"),
+        pytest.param(2, id="in the first look"),
+        pytest.param(4, id="when everything is read again"),
+    ],
+)
 def test_what_an_event_loop_left_behind_is_in_nobodys_way(wall_clock: FakeClock, clock: FakeClock, asked: int) -> None:
     store = SharedStore(wall_clock)
     followed = following(store, clock, wall_clock)
     token = Claims("a", ALICE, 0, 0, int(wall_clock()) + LIFETIME)
     left = asyncio.new_event_loop()
+    questions: list[asyncio.Task[bool]] = []
 
-    async def leave_in_mid_flight() -> None:
-        question = asyncio.get_running_loop().create_task(followed.is_revoked(token))
-        kept.append(question)
-        store.gate = anyio.Event()
-        if asked == 2:
-            store.gate.set()
+    async def leave_while_it_is_asked() -> None:
+        if asked > 2:
+            await followed.refresh()
+            clock.advance(60)
+        questions.append(left.create_task(followed.is_revoked(token)))
         while len(store.asked) < asked:
             await checkpoint()
 
-    kept: list[asyncio.Task[bool]] = []
-    left.run_until_complete(leave_in_mid_flight())
-    store.gate = anyio.Event()
-    store.gate.set()
+    async def go_on() -> None:
+        with closed(store):
+            async with asking(followed, token) as [leader]:
+                with suppress(RuntimeError):  # it is not the task that entered its scopes
+                    questions[0].get_coro().close()  # type: ignore[union-attr]  # it has one; this is what the end does
+                before = len(store.asked)
+                async with asking(followed, token):
+                    assert len(store.asked) == before
+                    store.gate.set()
+        assert leader.answer is False
+        clock.advance(60)
+        pages = len(store.pages)
+        await followed.refresh()
+        assert len(store.pages) == pages + 1
 
-    async def ask() -> bool:
-        with anyio.fail_after(5):
-            return await followed.is_revoked(token)
-
-    assert not asyncio.run(ask())
-    clock.advance(0.5)
-    assert not asyncio.run(ask())
-    with suppress(RuntimeError):
-        kept[0].get_coro().close()
+    left.run_until_complete(leave_while_it_is_asked())
+    clock.advance(5)
+    asyncio.run(asyncio.wait_for(go_on(), 5))
     left.close()
 
 

@@ -98,6 +98,26 @@ async def test_many_calls_to_a_server_that_stands_still_all_end_in_time(
     assert await store.revoke_all(OWNER) >= 1
 
 
+async def test_standby_is_refused_for_it_may_be_late_with_what_is_revoked(caplog: pytest.LogCaptureFixture) -> None:
+    with running_postgres() as server:
+        url = await server.new_database()
+        for is_standby in (False, True):
+            if is_standby:
+                server.stop()
+                server.make_standby()
+                server.start()
+            database = SQLDatabase(url, timeout=5.0)
+            try:
+                await SQLTokenStore(database).generation(OWNER)
+                assert not is_standby
+            except StoreUnavailable:
+                assert is_standby
+            finally:
+                await database.aclose()
+
+    assert warnings(caplog) == ["the database fails: it is a standby, which follows another server"]
+
+
 async def test_killed_server_is_used_again_when_it_runs(
     server: PostgresServer, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
