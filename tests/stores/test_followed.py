@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -964,37 +964,65 @@ async def test_another_looks_where_the_task_of_the_leader_is_torn_down(
 def test_what_an_event_loop_left_behind_is_in_nobodys_way(wall_clock: FakeClock, clock: FakeClock, asked: int) -> None:
     store = SharedStore(wall_clock)
     followed = following(store, clock, wall_clock)
-    token = Claims("a", ALICE, 0, 0, int(wall_clock()) + LIFETIME)
-    left = asyncio.new_event_loop()
-    questions: list[asyncio.Task[bool]] = []
+    left = LeftBehind(followed)
+    left.ask(store, clock, asked)
 
-    async def leave_while_it_is_asked() -> None:
-        if asked > 2:
-            await followed.refresh()
+    async def go_on() -> None:
+        for _ in range(2):
             clock.advance(60)
-        questions.append(left.create_task(followed.is_revoked(token)))
-        while len(store.asked) < asked:
-            await checkpoint()
+            pages = len(store.pages)
+            assert not await followed.is_revoked(left.token)
+            assert len(store.pages) > pages
+
+    asyncio.run(asyncio.wait_for(go_on(), 5))
+    left.end()
+
+
+def test_a_look_that_was_left_behind_does_not_end_another(wall_clock: FakeClock, clock: FakeClock) -> None:
+    store = SharedStore(wall_clock)
+    followed = following(store, clock, wall_clock)
+    left = LeftBehind(followed)
+    left.ask(store, clock, 1)
 
     async def go_on() -> None:
         with closed(store):
-            async with asking(followed, token) as [leader]:
-                with suppress(RuntimeError):  # it is not the task that entered its scopes
-                    questions[0].get_coro().close()  # type: ignore[union-attr]  # it has one; this is what the end does
-                before = len(store.asked)
-                async with asking(followed, token):
-                    assert len(store.asked) == before
-                    store.gate.set()
-        assert leader.answer is False
-        clock.advance(60)
-        pages = len(store.pages)
-        await followed.refresh()
-        assert len(store.pages) == pages + 1
+            async with asking(followed, left.token) as [leader]:
+                gate, store.gate = store.gate, anyio.Event()
+                store.gate.set()
+                await anyio.to_thread.run_sync(left.end)
+                asked = len(store.asked)
+                async with asking(followed, left.token) as [other]:
+                    assert len(store.asked) == asked
+                    assert (leader.answer, other.answer) == (None, None)
+                    gate.set()
 
-    left.run_until_complete(leave_while_it_is_asked())
     clock.advance(5)
     asyncio.run(asyncio.wait_for(go_on(), 5))
-    left.close()
+
+
+class LeftBehind:
+    """A question in an event loop that has stopped before the answer."""
+
+    def __init__(self, followed: FollowedTokenStore) -> None:
+        self.token = Claims("a", ALICE, 0, 0, 1)
+        self._followed = followed
+        self._loop = asyncio.new_event_loop()
+
+    def ask(self, store: SharedStore, clock: FakeClock, asked: int) -> None:
+        """Leave it when the store was asked so often."""
+        if asked > 2:
+            self._loop.run_until_complete(self._followed.refresh())
+            clock.advance(60)
+        self._question = self._loop.create_task(self._followed.is_revoked(self.token))
+        self._loop.run_until_complete(self._until(store, asked))
+
+    async def _until(self, store: SharedStore, asked: int) -> None:
+        while len(store.asked) < asked:
+            await checkpoint()
+
+    def end(self) -> None:
+        assert self._loop.run_until_complete(self._question) is False
+        self._loop.close()
 
 
 URL = "postgresql://maas:secret@database.internal:5432/maas"
