@@ -57,7 +57,7 @@ _REVOKED = (
     "SELECT id, expires_at FROM maas_tokens WHERE revoked_at IS NOT NULL AND expires_at > :now"
     " AND id > :after ORDER BY id LIMIT :limit"
 )
-_PAGE = 10_000
+_PAGE = 2_000  # read in a few milliseconds, so that other calls need not wait
 
 
 class SQLTokenStore:
