@@ -271,7 +271,7 @@ def _target(link: str) -> str:
 
 async def _connections(server: PostgresServer, store: str) -> int:
     """How many are open to this database."""
-    name = store.rpartition("/")[2]
+    name = store.rpartition("/")[2].partition("?")[0]
     connection = await asyncpg.connect(server.url("postgres"))
     try:
         return int(await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", name))

@@ -226,7 +226,7 @@ async def test_encryption_that_the_server_does_not_offer_is_not_gone_without(
     url: str, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for mode, answers in (("disable", True), ("prefer", True), ("require", False), ("verify-full", False)):
-        database = SQLDatabase(f"{url}?sslmode={mode}", clock=clock)
+        database = SQLDatabase(f"{url.partition('?')[0]}?sslmode={mode}", clock=clock)
         try:
             assert await SQLTokenStore(database).generation(OWNER) == 0
             assert answers
