@@ -80,3 +80,23 @@ async def deployed(
         url = await servers.enter_async_context(serving(gateway(settings), lifespan="on"))
         client = await servers.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10))
         yield Deployment(url, client, cluster, simulator, qwen3)
+
+
+async def minted(site: Deployment, login: str = "sha256~free", **body: object) -> httpx.Response:
+    return await site.client.post("/v1/tokens", headers=bearer(login), json=body)
+
+
+async def made(site: Deployment, login: str = "sha256~free", **body: object) -> httpx.Response:
+    return await site.client.post("/v1/api-keys", headers=bearer(login), json={"name": "ci", **body})
+
+
+async def statuses(site: Deployment, login: str, *paths: str) -> list[int]:
+    return [(await site.client.get(path, headers=bearer(login))).status_code for path in paths]
+
+
+def throttled(answer: httpx.Response) -> tuple[str, int, int]:
+    """Which throttle refused, and how many it admits in how many seconds."""
+    assert answer.status_code == 429, answer.text
+    assert "retry-after" in answer.headers
+    details = answer.json()["error"]["details"]
+    return details["limit"], details["quota"], details["window_seconds"]

@@ -7,14 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from maas_middleware.identity import Identity
 from maas_middleware.providers.jwt import JWTMinter
 from maas_middleware.providers.keys import SigningKeys
 
-from .deployments import UNTHROTTLED, USERS, Deployment, bearer, chat, deployed
+from .deployments import UNTHROTTLED, USERS, Deployment, bearer, chat, deployed, made, minted, statuses, throttled
 from .ledgers.redis_server import RedisServer, running_redis
 
 FAY, PAT, OTTO = USERS
@@ -55,26 +54,6 @@ async def replicas(redis: RedisServer, keys: Path, throttles: dict[str, str]) ->
     }
     async with deployed(**settings) as one, deployed(**settings) as other:
         yield one, other
-
-
-async def minted(site: Deployment, login: str = FAY, **body: object) -> httpx.Response:
-    return await site.client.post("/v1/tokens", headers=bearer(login), json=body)
-
-
-async def made(site: Deployment, login: str = FAY, **body: object) -> httpx.Response:
-    return await site.client.post("/v1/api-keys", headers=bearer(login), json={"name": "ci", **body})
-
-
-async def statuses(site: Deployment, login: str, *paths: str) -> list[int]:
-    return [(await site.client.get(path, headers=bearer(login))).status_code for path in paths]
-
-
-def throttled(answer: httpx.Response) -> tuple[str, int, int]:
-    """Which throttle refused, and how many it admits in how many seconds."""
-    assert answer.status_code == 429, answer.text
-    assert "retry-after" in answer.headers
-    details = answer.json()["error"]["details"]
-    return details["limit"], details["quota"], details["window_seconds"]
 
 
 async def test_tokens_and_api_keys_of_a_user_are_throttled_together_at_all_replicas(

@@ -20,7 +20,7 @@ from maas_middleware.providers.keys import SigningKeys
 from maas_middleware.settings import ConfigurationError
 from maas_middleware.testing.cluster import ClusterUser, StandInCluster
 
-from .deployments import USERS, Deployment, bearer, chat, deployed
+from .deployments import USERS, Deployment, bearer, chat, deployed, made, minted, statuses, throttled
 from .parts import Answering, json_answer, start_up
 from .servers import serving
 
@@ -64,26 +64,6 @@ async def tuned(keys: Path) -> AsyncIterator[Deployment]:
     ) as site:
         site.cluster.users |= PEOPLE
         yield site
-
-
-async def minted(site: Deployment, login: str = FAY, **body: object) -> httpx.Response:
-    return await site.client.post("/v1/tokens", headers=bearer(login), json=body)
-
-
-async def made(site: Deployment, login: str = FAY, **body: object) -> httpx.Response:
-    return await site.client.post("/v1/api-keys", headers=bearer(login), json={"name": "ci", **body})
-
-
-async def statuses(site: Deployment, login: str, *paths: str) -> list[int]:
-    return [(await site.client.get(path, headers=bearer(login))).status_code for path in paths]
-
-
-def throttled(answer: httpx.Response) -> tuple[str, int, int]:
-    """Which throttle refused, and how many it admits in how many seconds."""
-    assert answer.status_code == 429, answer.text
-    assert "retry-after" in answer.headers
-    details = answer.json()["error"]["details"]
-    return details["limit"], details["quota"], details["window_seconds"]
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:

@@ -27,7 +27,6 @@ from ._objects import uncached, usage_row
 _MAXIMUM_COUNTED = 5 * MAXIMUM_LIMIT  # tokens of a kind
 _MAXIMUM_NAME = 1024
 _USAGE_DAYS = 30
-_REVOCATION_SECONDS = 10.0
 
 _Act = Callable[[Request, Identity], Awaitable[Response]]
 
@@ -50,6 +49,7 @@ class AdminApp:
     Args:
         administrators: the groups that may, or a function that returns them; everybody else, and whoever comes with
             another credential than a full login, is answered with 403.
+        timeout: seconds that a revocation may take. It goes on if the administrator's client leaves.
         clock: seconds since the epoch.
 
     Raises:
@@ -63,6 +63,7 @@ class AdminApp:
         tokens: TokenStore,
         usage: UsageStore,
         resolver: TierResolver,
+        timeout: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if isinstance(administrators, str):
@@ -71,6 +72,7 @@ class AdminApp:
         self._tokens = tokens
         self._usage = usage
         self._resolver = resolver
+        self._timeout = timeout
         self._clock = clock
         user, listing = ("admin.users.read", self._show_user), ("admin.tokens.read", self._list_tokens)
         self._acts: dict[str, dict[str, tuple[str, _Act]]] = {
@@ -119,7 +121,7 @@ class AdminApp:
 
     async def _revoke(self, _: Request, subject: Identity) -> Response:
         # whoever began to revoke wants it done, and recorded as what it was, whether they wait or not
-        with anyio.move_on_after(_REVOCATION_SECONDS, shield=True):
+        with anyio.move_on_after(self._timeout, shield=True):
             await self._tokens.revoke_all(subject.key)
             return Response(status_code=204)
         raise StoreUnavailable

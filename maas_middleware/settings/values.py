@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..catalogue import Model
 from ..tiers import Tier
@@ -15,6 +16,8 @@ from .reader import Reader
 from .sections import Settings
 from .tiers import tiers_from
 from .tokens import api_key_lifetimes, lifetimes
+
+T = TypeVar("T")
 
 
 def tiers_in(reader: Reader, settings: Settings) -> tuple[Tier, ...] | None:
@@ -28,15 +31,21 @@ def inner_api_key_from(reader: Reader, settings: Settings) -> str | None:
     return None if path is None else reader.checked(reader.place("inner_api_key_file"), read_secret, path)
 
 
+def _read(part: Callable[[Reader, Settings], T], settings: Settings) -> T:
+    """A part of settings that were checked before, in which files may have become invalid since."""
+    reader = Reader()
+    value = part(reader, settings)
+    reader.finish()
+    return value
+
+
 def tiers_of(settings: Settings) -> tuple[Tier, ...]:
     """The tiers as they are configured now; `tiers_file` is read.
 
     Raises:
         ConfigurationError: they cannot be used.
     """
-    reader = Reader()
-    tiers = tiers_in(reader, settings)
-    reader.finish()
+    tiers = _read(tiers_in, settings)
     assert tiers is not None
     return tiers
 
@@ -59,10 +68,7 @@ def inner_api_key_of(settings: Settings) -> str | None:
     Raises:
         ConfigurationError: the file cannot be read, or holds none.
     """
-    reader = Reader()
-    key = inner_api_key_from(reader, settings)
-    reader.finish()
-    return key
+    return _read(inner_api_key_from, settings)
 
 
 def counters_of(settings: Settings) -> str:
@@ -71,10 +77,7 @@ def counters_of(settings: Settings) -> str:
     Raises:
         ConfigurationError: that file cannot be read, or holds no such URL.
     """
-    reader = Reader()
-    url = counters_from(reader, settings)
-    reader.finish()
-    return url
+    return _read(counters_from, settings)
 
 
 def store_of(settings: Settings) -> str:
@@ -83,10 +86,7 @@ def store_of(settings: Settings) -> str:
     Raises:
         ConfigurationError: that file cannot be read, or holds no such URL.
     """
-    reader = Reader()
-    url = store_from(reader, settings)
-    reader.finish()
-    return url
+    return _read(store_from, settings)
 
 
 def counters_from(reader: Reader, settings: Settings) -> str:

@@ -91,13 +91,16 @@ def _file_at(path: Path) -> tuple[int, int] | None:
 
 
 def _prepare(path: Path, seconds: float) -> None:
-    """Make the file, and let readers and a writer work on it at the same time, whoever else does so now."""
+    """Make the file, and let readers and a writer work on it at the same time, whoever else does so now.
+
+    It blocks, so it has to run in a thread.
+    """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     ends_at = time.monotonic() + seconds
     with closing(sqlite3.connect(path, timeout=0)) as connection:
         while not _has_log(connection, ends_at):
-            time.sleep(_BUSY_SECONDS)
+            time.sleep(_BUSY_SECONDS)  # nothing tells when the lock is free
 
 
 def _has_log(connection: sqlite3.Connection, ends_at: float) -> bool:

@@ -57,17 +57,21 @@ _REVOKED = (
     "SELECT id, expires_at FROM maas_tokens WHERE revoked_at IS NOT NULL AND expires_at > :now"
     " AND id > :after ORDER BY id LIMIT :limit"
 )
-_PAGE = 2_000  # read in a few milliseconds, so that other calls need not wait
 
 
 class SQLTokenStore:
     """Keeps what was minted and revoked in a database, and lets those who share it follow the revocations.
 
     It is a `TokenStore` and a `ChangeLog`: changes are numbered in the order in which they are committed.
+
+    Args:
+        page: how many rows of a snapshot are read at once; 2000 take a few milliseconds, so that other calls need not
+            wait.
     """
 
-    def __init__(self, database: SQLDatabase) -> None:
+    def __init__(self, database: SQLDatabase, *, page: int = 2_000) -> None:
         self._database = database
+        self._page = page
 
     async def generation(self, owner: str, /) -> int:
         return await self._database.read(lambda transaction: _generation(transaction, owner))
@@ -136,13 +140,13 @@ class SQLTokenStore:
         async def work(transaction: Transaction) -> Snapshot:
             [last] = await transaction.run(_SEQUENCE)
             kind, _, key_before = ("owner " if after is None else after).partition(" ")
-            page = {"after": key_before, "limit": _PAGE}
+            page = {"after": key_before, "limit": self._page}
             if kind == "owner":
                 rows = await transaction.run(_RAISED, **page)
-                following: str | None = f"owner {rows[-1].id}" if len(rows) == _PAGE else "token "
+                following: str | None = f"owner {rows[-1].id}" if len(rows) == self._page else "token "
                 return Snapshot(last.sequence, {read(row.name): row.generation for row in rows}, {}, following)
             rows = await transaction.run(_REVOKED, now=self._now(), **page)
-            following = f"token {rows[-1].id}" if len(rows) == _PAGE else None
+            following = f"token {rows[-1].id}" if len(rows) == self._page else None
             return Snapshot(last.sequence, {}, {read(row.id): row.expires_at for row in rows}, following)
 
         return await self._database.read(work)

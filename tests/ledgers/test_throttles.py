@@ -28,7 +28,7 @@ PATIENCE = 5.0
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """The time, which `limits` takes from nowhere but its own modules."""
+    """The time. `limits` takes it from `time.time` and has no parameter for it, so this is the one way to turn it."""
     clock = FakeClock()
     for module in ("limits.aio.storage.memory", "limits.aio.storage.redis.redispy"):
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=clock))

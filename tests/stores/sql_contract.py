@@ -465,10 +465,9 @@ async def test_sums_are_exact_up_to_the_largest_number(usage: SQLUsageStore) -> 
     assert [record.output_tokens for record in await of_day(usage)] == [largest]
 
 
-async def test_snapshot_is_whole_though_it_is_read_in_pages(
-    connect: Connect, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = SQLTokenStore(connect())
+async def test_snapshot_is_whole_though_it_is_read_in_pages(connect: Connect, clock: FakeClock) -> None:
+    database = connect()
+    store = SQLTokenStore(database)
     for number in range(5):
         record = api_key(clock, f"key {number}")
         await store.record(record)
@@ -477,8 +476,7 @@ async def test_snapshot_is_whole_though_it_is_read_in_pages(
     whole = await everything(store)
 
     for size in (1, 2, 5):
-        monkeypatch.setattr("maas_middleware.stores.sql._PAGE", size)
-        assert await everything(store) == whole
+        assert await everything(SQLTokenStore(database, page=size)) == whole
 
     assert len(whole.revoked) == len(whole.generations) == 5
     assert whole.sequence == 10
