@@ -1,12 +1,15 @@
-r"""`ProxyApp` behind the shells: a small gateway before one model server, such as vLLM.
+r"""`ProxyApp` behind the shells: a small gateway before the servers of one model, such as vLLM.
 
     uvicorn examples.stand_ins:model --port 8002 &
+    uvicorn examples.stand_ins:model --port 8003 &
     uvicorn examples.proxy:app
 
     curl -N localhost:8000/v1/chat/completions -H "Authorization: Bearer bob-token" \
         --json '{"model": "chat", "stream": true, "messages": [{"role": "user", "content": "Hello there!"}]}'
 
-Users ask for `chat`, which its server knows as `simulator`. Neither their credentials nor its address get through.
+Users ask for `chat`, which its servers know as `simulator`. Neither users' credentials nor servers' addresses get
+through. Stop one of the two servers: no request fails. While a stream is silent, its client is sent a comment every 15
+seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ model = maas.Model(
     name="Chat",
     path="/chat",
     upstream_model="simulator",
-    upstreams=(os.environ.get("MODEL_URL", "http://127.0.0.1:8002"),),
+    upstreams=os.environ.get("MODEL_URLS", "http://127.0.0.1:8002 http://127.0.0.1:8003").split(),
 )
 provider = StaticIdentityProvider({"bob-token": maas.Identity("example", "bob", ("everyone",))})
 free = maas.Tier("free", groups=("everyone",), requests=maas.parse_limits("5/minute"))
@@ -41,7 +44,7 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
 
 
 gateway = maas.stack(
-    maas.ProxyApp(transport=transport, first_byte_timeout=30),
+    maas.ProxyApp(transport=transport, first_byte_timeout=30, keepalive_interval=15),
     Middleware(maas.ErrorEnvelopeMiddleware),
     Middleware(maas.IdentityMiddleware, provider=provider),
     Middleware(maas.TierMiddleware, resolver=maas.GroupTierResolver([free]), catalogue=maas.Catalogue([model])),

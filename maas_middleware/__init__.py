@@ -8,6 +8,7 @@ from .apps.models import ModelsApp
 from .apps.proxy import ProxyApp
 from .apps.tier_lookup import TierLookupApp
 from .apps.tokens import TokensApp
+from .balancing import Balancer
 from .catalogue import Catalogue, Model
 from .context import MaaSContext, get_context
 from .errors import AccessDenied, AuthUnavailable, InvalidCredentials, MaaSError, NoTier, StoreUnavailable
@@ -66,6 +67,7 @@ __all__ = [
     "AccessDenied",
     "AdminApp",
     "AuthUnavailable",
+    "Balancer",
     "Budget",
     "Catalogue",
     "ChangeLog",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -28,7 +30,11 @@ BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http
 BODY_HEADERS = (b"content-length", b"transfer-encoding", b"etag", b"content-md5", b"content-digest", b"digest")
 _MAXIMUM_CLOSE_REASON_BYTES = 123  # RFC 6455, section 5.5
 
+_JSON = (b"content-type", b"application/json")
+_DESCRIPTIONS = frozenset({b"content-type", b"content-encoding", *BODY_HEADERS})
+
 Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
 
 
 class ClientLeft(Exception):
@@ -59,24 +65,30 @@ def path_below(scope: Scope, collection: str) -> str:
 
 
 def with_route_path(scope: Scope, path: str) -> Scope:
-    """A copy of the scope whose route path is another; `raw_path` is made anew, so that nothing else is forwarded."""
+    """The scope with another route path; `raw_path` is made anew, so that nothing else is forwarded."""
+    if scope["path"] == path and scope.get("raw_path") == path.encode() and not scope.get("root_path"):
+        return scope
     prefix = scope["path"].removesuffix(route_path(scope))
     return {**scope, "path": prefix + path, "raw_path": quote(prefix + path).encode()}
 
 
 def header_value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
     """The first value of a header, given by its lowercase name; empty where it is not there."""
-    return next((value for key, value in headers if key.lower() == name), b"")
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return b""
 
 
 def without_headers(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> Headers:
     """The headers except those of the given lowercase names, as a new list."""
-    return [(key, value) for key, value in headers if key.lower() not in names]
+    return [pair for pair in headers if pair[0].lower() not in names]
 
 
 def with_headers(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> Headers:
     """The headers with ours in place of those of the same names, as a new list."""
-    return [*without_headers(headers, *(name for name, _ in ours)), *ours]
+    names = {name for name, _ in ours}
+    return [*[pair for pair in headers if pair[0].lower() not in names], *ours]
 
 
 async def read_body(receive: Receive, limit: int, seconds: float = BODY_SECONDS) -> bytes:
@@ -87,15 +99,45 @@ async def read_body(receive: Receive, limit: int, seconds: float = BODY_SECONDS)
         RequestTimeout: it takes longer than so many seconds.
         ClientLeft: the connection closed first.
     """
-    pieces, size, more = [], 0, True
+    reading = _read_pieces(receive, limit)
     try:
-        with anyio.fail_after(seconds):
-            while more:
-                body, more = await _read_piece(receive, limit - size)
-                pieces.append(body)
-                size += len(body)
+        try:
+            waited_for = reading.send(None)
+        except StopIteration as read:  # most bodies are there already, and need no clock
+            body: bytes = read.value
+            return body
+        # a scope of anyio could not be entered here: `receive` may be inside of its own
+        async with asyncio.timeout(seconds):
+            return await _rest(reading, waited_for)
     except TimeoutError:
         raise RequestTimeout from None
+
+
+@types.coroutine
+def _rest(begun: Coroutine[Any, Any, T], waited_for: Any) -> Generator[Any, Any, T]:
+    """What is left of a coroutine that was begun by hand, and waits for something."""
+    try:
+        while True:
+            try:
+                yield waited_for
+            except BaseException as error:  # it decides what becomes of it
+                waited_for = begun.throw(error)
+            else:
+                waited_for = begun.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def _read_pieces(receive: Receive, limit: int) -> bytes:
+    body, more = await _read_piece(receive, limit)
+    if not more:
+        return body
+    pieces, size = [body], len(body)
+    while more:
+        body, more = await _read_piece(receive, limit - size)
+        pieces.append(body)
+        size += len(body)
     return b"".join(pieces)
 
 
@@ -121,8 +163,8 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
     """The scope and `receive` of the same request with another body, which is JSON and nothing else."""
-    headers = without_headers(scope["headers"], b"content-type", b"content-encoding", *BODY_HEADERS)
-    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [pair for pair in scope["headers"] if pair[0].lower() not in _DESCRIPTIONS]
+    headers += (_JSON, (b"content-length", b"%d" % len(body)))
     return {**scope, "headers": headers}, replay(body, receive)
 
 
@@ -166,7 +208,7 @@ async def answer_error(scope: Scope, receive: Receive, send: Send, error: MaaSEr
 
 async def _respond(send: Send, kind: str, error: MaaSError, body: bytes) -> None:
     headers: list[tuple[bytes, bytes]] = [
-        (b"content-type", b"application/json"),
+        _JSON,
         (b"content-length", b"%d" % len(body)),
         *error.headers,
     ]

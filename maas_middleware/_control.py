@@ -12,6 +12,7 @@ from .apps.api_keys import APIKeysApp
 from .apps.models import ModelsApp
 from .apps.tier_lookup import TierLookupApp
 from .apps.tokens import TokensApp
+from .balancing import Balancer
 from .catalogue import Catalogue
 from .endpoints import MODELS
 from .identity import IdentityProvider
@@ -42,6 +43,7 @@ class Control:
         resolver: TierResolver,
         tiers: WatchedTiers,
         catalogue: Catalogue,
+        balancer: Balancer,
         ledger: Ledger,
         stores: Stores,
         minter: TokenMinter,
@@ -52,6 +54,7 @@ class Control:
         self._resolver = resolver
         self._tiers = tiers
         self._catalogue = catalogue
+        self._balancer = balancer
         self._ledger = ledger
         self._stores = stores
         self.minter = minter
@@ -105,7 +108,12 @@ class Control:
         )
 
     def _models(self) -> ASGIApp:
-        app = ModelsApp(catalogue=self._catalogue, tiers=self._tiers.current, public_url=self._settings.public_url)
+        app = ModelsApp(
+            catalogue=self._catalogue,
+            tiers=self._tiers.current,
+            public_url=self._settings.public_url,
+            is_ready=self._balancer.is_ready,
+        )
         return TierMiddleware(app, resolver=self._resolver, unlisted="pass")
 
 

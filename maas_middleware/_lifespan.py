@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -21,9 +22,19 @@ async def run_lifespan(
     """Serve the lifespan scope of an app, and close our resources when it has shut down, before the server hears of it.
 
     What the inner app leaves unanswered is answered in its place: an app without a lifespan raises or returns before
-    the startup, and one that only starts up returns before the shutdown.
+    the startup, and one that only starts up returns before the shutdown. A server that ends without a shutdown cancels
+    this, and our resources are closed all the same.
     """
     inner = _Inner(receive, send, close)
+    try:
+        await _converse(app, scope, inner)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await inner.close()
+        raise
+
+
+async def _converse(app: ASGIApp, scope: Scope, inner: _Inner) -> None:
     try:
         await app(scope, inner.receive, inner.send)
     except Exception:
@@ -74,13 +85,41 @@ class _Inner:
             await self.receive()
 
 
+class _Requests:
+    """Those that are under way, each of them inside a `with`."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none_left: anyio.Event | None = None
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0 and self._none_left is not None:
+            self._none_left.set()
+
+    async def wait_for_end(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            if self._count > 0:
+                self._none_left = anyio.Event()
+                await self._none_left.wait()
+        if self._count > 0:
+            logger.warning("%d requests are under way while everything closes", self._count)
+
+
 class Service:
     """A dispatch and its resources, round the lifespan of the app inside.
+
+    Servers that stop cancel the requests that take too long, and end the lifespan while those still settle: nothing is
+    closed before they are through.
 
     Args:
         starting: are waited for one after the other before the app starts, so they have to end by themselves.
         running: run while the lifespan lasts, and are cancelled before anything is closed. What they raise ends it.
         closing: is called at the end, each of them whatever happens to another, the last first.
+        patience: seconds that requests have to end in before that.
     """
 
     def __init__(
@@ -91,18 +130,22 @@ class Service:
         starting: Sequence[Callable[[], Awaitable[None]]] = (),
         running: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
         closing: Sequence[Callable[[], Awaitable[None]]] = (),
+        patience: float = 5.0,
     ) -> None:
         self._dispatch = dispatch
         self._inner = inner
         self._starting = starting
         self._running = running
         self._closing = closing
+        self._patience = patience
+        self._requests = _Requests()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         else:
-            await self._dispatch(scope, receive, send)
+            with self._requests:
+                await self._dispatch(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         for start in self._starting:
@@ -120,6 +163,7 @@ class Service:
                 ended.set()
 
         async def close() -> None:
+            await self._requests.wait_for_end(self._patience)
             background.cancel()
             await ended.wait()
             await self.aclose()

@@ -11,11 +11,12 @@ from ._asgi import reject, with_route_path
 from ._control import Control
 from ._counting import ledger_of, throttles_of
 from ._lifespan import Service
+from ._proxying import proxy_of, transport_of
 from ._signing import KeptKeys
 from ._storing import stores_of, warn_of_what_ends
 from .apps.health import DocumentApp, ReadyApp, health_app
 from .apps.openapi import openapi_document
-from .apps.proxy import ProxyApp
+from .balancing import Balancer
 from .catalogue import Catalogue
 from .dispatch import Dispatch, Host
 from .endpoints import MODELS
@@ -44,7 +45,6 @@ from .settings import (
     validated,
 )
 from .tiers import GroupTierResolver
-from .transports import upstream_transport
 
 
 class Parts:
@@ -59,6 +59,7 @@ class Parts:
         self.tiers = WatchedTiers(settings)
         self.resolver = GroupTierResolver(self.tiers.current)
         self.catalogue = Catalogue(models_of(settings))
+        self.balancer = Balancer()
         self.ledger = ledger_of(settings)
         self.stores = stores_of(settings)
         self.throttles = throttles_of(settings)
@@ -90,6 +91,7 @@ class Parts:
             resolver=self.resolver,
             tiers=self.tiers,
             catalogue=self.catalogue,
+            balancer=self.balancer,
             ledger=self.ledger,
             stores=self.stores,
             minter=JWTMinter(keys=self.keys.current, issuer=issuer, audience=audience, named_groups=self._named_groups),
@@ -107,17 +109,12 @@ class Parts:
             problems.append(Problem("models", "the gateway needs at least one model"))
         if problems:
             raise ConfigurationError(problems)
+        transport_of(self.settings)
 
     def gateway(self) -> Service:
         self.check_gateway()
-        transport = upstream_transport()
-        proxy = self.settings.proxy
-        inner = ProxyApp(
-            transport=transport,
-            connect_timeout=proxy.connect_timeout,
-            first_byte_timeout=proxy.first_byte_timeout,
-            idle_timeout=proxy.idle_timeout,
-        )
+        transport = transport_of(self.settings)
+        inner = proxy_of(self.settings, transport, self.balancer)
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
         own["/openapi.json"] = _open(DocumentApp(openapi_document))
         dispatch = self._dispatch(self._inference(inner), own)
@@ -201,6 +198,7 @@ class Parts:
             "counters": is_alone,
             "store": self.stores.degraded,
             "signing_keys": self.keys.has_problem,
+            "models": not all(map(self.balancer.is_ready, self.catalogue.models)),
         }
         return [name for name, is_so in troubles.items() if is_so]
 

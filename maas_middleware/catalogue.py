@@ -13,6 +13,7 @@ from .limiting import NO_LIMITS, Limits, Subject
 from .tiers import Tier
 
 _MAXIMUM_DOUBLINGS = 4
+_REMEMBERED_PATHS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Model:
         upstream_model: the name that the server knows it by; default: the id.
         path: the prefix below which requests need not name it; default: `/<id>`.
         tiers: the names of the tiers that may use it; None means every tier.
-        upstreams: base URLs of its servers (`http://host:8000`, without `/v1`); empty in a mounted app.
+        upstreams: base URLs of its servers (`http://host:8000`, without `/v1`), all of which serve the same; empty in a
+            mounted app.
         api_key: the credential that its server wants, if any.
         context_length: how many tokens prompt and output may have together; None where it is not known.
         audio_tokens_per_second: what a second of audio is charged where its server reports seconds instead of tokens.
@@ -84,9 +86,10 @@ class Location:
             NotFound: there is none at all.
             MethodNotAllowed: only of other methods.
         """
-        for one in self.endpoints.values():
-            if method in (one.method, "HEAD") or one.method == "*":
-                return one
+        if (endpoint := self.endpoints.get(method) or self.endpoints.get("*")) is not None:
+            return endpoint
+        if method == "HEAD" and self.endpoints:
+            return next(iter(self.endpoints.values()))
         if self.endpoints:
             raise MethodNotAllowed(*self.endpoints, "HEAD")
         raise NotFound
@@ -108,6 +111,7 @@ class Catalogue:
         self._by_name = _unique((name, model) for model in self.models for name in (*model.aliases, model.id))
         self._by_path = _unique((model.path, model) for model in self.models)
         self._longest_path = max(map(len, self._by_path), default=0)
+        self._located: dict[str, Location] = {}
 
     @property
     def is_open(self) -> bool:
@@ -144,6 +148,19 @@ class Catalogue:
         A trailing slash is not another resource, and `/v1/chat/completions` before another `/v1/...` is dropped:
         clients append a path to URLs that have one already.
         """
+        location = self._located.get(path)
+        return self._search(path) if location is None else location
+
+    def _search(self, path: str) -> Location:
+        location = self._find(path)
+        # what leads to a model is never long, and there is not much of it
+        if any(endpoint.is_served for endpoint in location.endpoints.values()):
+            if len(self._located) >= _REMEMBERED_PATHS:
+                del self._located[next(iter(self._located))]
+            self._located[path] = location
+        return location
+
+    def _find(self, path: str) -> Location:
         if path.endswith("/") and len(path) > 1:
             path = path[:-1]
         for _ in range(_MAXIMUM_DOUBLINGS):

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from . import __version__
 from .assembly import Parts
@@ -21,6 +20,7 @@ from .endpoints import ENDPOINTS, Endpoint
 from .preset import gateway
 from .providers.keys import SigningKeys
 from .providers.rotation import LONGEST_LIFETIME_DAYS, KeyFile, KeyState
+from .serving import serve
 from .settings import (
     ConfigurationError,
     Problem,
@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080)
     serve.add_argument("--workers", type=int, default=1, metavar="N")
+    serve.add_argument(
+        "--shutdown-timeout",
+        type=int,
+        default=_GRACE_SECONDS,
+        metavar="SECONDS",
+        help="how long requests may run on after the signal to stop; default: %(default)s",
+    )
     serve.add_argument("--ssl-certfile", metavar="FILE")
     serve.add_argument("--ssl-keyfile", metavar="FILE")
     new_key = commands.add_parser("new-key", help="make a file for tokens.signing_keys_file, with one key")
@@ -191,36 +198,13 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     if options.config is not None:
         os.environ["MAAS_CONFIG"] = options.config  # inherited by the workers
 
-    import uvicorn
-    from uvicorn.config import LOGGING_CONFIG
-
-    uvicorn.run(
+    serve(
         "maas_middleware:gateway" if options.workers > 1 else gateway(settings),
-        factory=options.workers > 1,
         workers=options.workers,
+        shutdown_timeout=options.shutdown_timeout,
         host=options.host,
         port=options.port,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
-        server_header=False,
-        proxy_headers=False,  # whose word counts is for `trusted_proxies` to say
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        log_config=_with_our_loggers(LOGGING_CONFIG),
     )
     return 0
-
-
-def _with_our_loggers(config: dict[str, Any]) -> dict[str, Any]:
-    """uvicorn's logging, which every worker has, and in it ours; what administrators do is JSON and nothing else."""
-    plain = {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}
-    ours = {"handlers": ["default"], "level": "INFO", "propagate": False}
-    return {
-        **config,
-        "formatters": {**config["formatters"], "plain": {"format": "%(message)s"}},
-        "handlers": {**config["handlers"], "plain": plain},
-        "loggers": {
-            **config["loggers"],
-            "maas_middleware": ours,
-            "maas_middleware.audit": {**ours, "handlers": ["plain"]},
-        },
-    }

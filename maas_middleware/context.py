@@ -51,10 +51,12 @@ class MaaSContext:
 
 def ensure_context(scope: MutableMapping[str, Any]) -> MaaSContext:
     """Return the request's context, made now if it has none."""
-    state = scope.setdefault("state", {})
-    context = state.get("maas")
+    try:
+        context = scope["state"]["maas"]
+    except KeyError:
+        context = None
     if context is None:
-        context = state["maas"] = MaaSContext()
+        context = scope.setdefault("state", {})["maas"] = MaaSContext()
     assert isinstance(context, MaaSContext)
     return context
 

@@ -9,6 +9,11 @@ from typing import Literal
 ErrorFormat = Literal["openai", "anthropic", "responses"]
 
 
+Patterns = tuple[re.Pattern[bytes], ...]
+
+_ERROR = rb'"error"\s*:\s*(?!null)[^\s]'
+
+
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
     """How the events of an answer are told apart, by patterns that match anywhere in one event.
@@ -18,15 +23,22 @@ class StreamFormat:
     Attributes:
         ends: nothing more is to come; without such an event the stream was cut.
         fails: perhaps the model reports an error.
-        content: one match for each piece of content, about a token.
+        content: one match for each piece of content, about a token. Its group, if it has one, begins the JSON text
+            that is the content.
     """
 
-    ends: re.Pattern[bytes]
-    fails: re.Pattern[bytes]
+    ends: Patterns
+    fails: Patterns
     content: re.Pattern[bytes]
 
 
-_ERROR = rb'"error"\s*:\s*(?!null)[^\s]'
+def found_in(event: bytes, patterns: Patterns) -> bool:
+    """Whether one of them matches anywhere."""
+    # one by one: each is looked for by how it begins, which many at once have not in common
+    for pattern in patterns:  # noqa: SIM110 - any() is half as fast
+        if pattern.search(event):
+            return True
+    return False
 
 
 def _field(name: bytes) -> bytes:
@@ -34,9 +46,9 @@ def _field(name: bytes) -> bytes:
     return name + rb":(?<=(?<![^\r\n])" + name + rb":)[ ]?"
 
 
-def _stream(*, ends: bytes, fails: bytes, content: bytes) -> StreamFormat:
-    ends = _field(b"data") + rb"\[DONE\]|" + ends
-    return StreamFormat(*(re.compile(pattern) for pattern in (ends, fails, content)))
+def _stream(*, ends: tuple[bytes, ...], fails: tuple[bytes, ...], content: bytes) -> StreamFormat:
+    ends = (_field(b"data") + rb"\[DONE\]", *ends)
+    return StreamFormat(tuple(map(re.compile, ends)), tuple(map(re.compile, fails)), re.compile(content))
 
 
 def _type(name: bytes) -> bytes:
@@ -47,28 +59,34 @@ def _event(name: bytes) -> bytes:
     return _field(b"event") + name + rb"(?![^\r\n])"
 
 
-def _own_type(name: bytes) -> bytes:
+def _own_type(name: bytes) -> tuple[bytes, ...]:
     # the Responses API repeats objects of the request, in which users may write anything
     name = rb"(?:" + name + rb")"
-    return b"|".join((_event(name), _field(b"data") + rb"\{\s*" + _type(name), _type(name) + rb"\s*\}\s*\Z"))
+    return _event(name), _field(b"data") + rb"\{\s*" + _type(name), _type(name) + rb"\s*\}\s*\Z"
 
 
-def _failure(name: bytes) -> bytes:
-    return _own_type(name) + b"|" + _field(b"data") + rb"\{\s*" + _ERROR
+def _failure(name: bytes) -> tuple[bytes, ...]:
+    return *_own_type(name), _field(b"data") + rb"\{\s*" + _ERROR
 
+
+# what can be told of an event, of any dialect, of which only the beginning is held
+LARGE_ERROR = re.compile(
+    rb"(?:(?!data:|event:[ ]?error[\r\n])[^\r\n]*[\r\n]+)*+"
+    rb'(?:event:[ ]?error[\r\n]|data:\s*\{\s*(?:"error"\s*:\s*["{]|"(?:object|type)"\s*:\s*"error"))'
+)
 
 # vLLM up to 0.10 has the fields of an error at the top level
-_ERROR_OBJECT = b"|".join((_event(rb"error"), _ERROR, rb'"object"\s*:\s*"error"'))
+_ERROR_OBJECT = (_event(rb"error"), _ERROR, rb'"object"\s*:\s*"error"')
 
 _CHOICES = _stream(
-    ends=rb'"finish_reason"\s*:\s*"',
+    ends=(rb'"finish_reason"\s*:\s*"',),
     fails=_ERROR_OBJECT,
-    content=rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"[^"]',
+    content=rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"([^"])',
 )
 _BLOCKS = _stream(
-    ends=_type(rb"message_stop"),
+    ends=(_type(rb"message_stop"),),
     fails=_failure(rb"error"),
-    content=rb'"(?:text|thinking|partial_json)"\s*:\s*"[^"]',
+    content=rb'"(?:text|thinking|partial_json)"\s*:\s*"([^"])',
 )
 _ITEMS = _stream(
     ends=_own_type(rb"response\.(?:completed|incomplete|failed|cancelled)"),
@@ -76,12 +94,12 @@ _ITEMS = _stream(
     content=_type(rb"response\.[a-z_.]+\.delta"),
 )
 _TRANSCRIPT = _stream(
-    ends=rb'"finish_reason"\s*:\s*"|' + _type(rb"transcript\.text\.done"),
+    ends=(rb'"finish_reason"\s*:\s*"', _type(rb"transcript\.text\.done")),
     fails=_ERROR_OBJECT,
-    content=rb'"(?:content|delta)"\s*:\s*"[^"]',
+    content=rb'"(?:content|delta)"\s*:\s*"([^"])',
 )
 _MEDIA = _stream(
-    ends=_type(rb"(?:speech\.audio\.done|image_generation\.completed|image_edit\.completed)"),
+    ends=(_type(rb"(?:speech\.audio\.done|image_generation\.completed|image_edit\.completed)"),),
     fails=_failure(rb"error"),
     content=_type(rb"[a-z_.]+\.(?:delta|partial_image)"),
 )

@@ -6,27 +6,22 @@ import re
 
 import msgspec
 
-from .dialects import Dialect
+from ._event_template import EventTemplate
+from .dialects import LARGE_ERROR, Dialect, StreamFormat, found_in
 from .envelopes import reported_error
 from .errors import MaaSError, UpstreamError
 from .renaming import Renaming
-from .usage import JSONScanner, TokenUsage, is_json, read_usage
+from .usage import Fields, JSONScanner, TokenUsage, is_json, json_fields, read_usage, usage_of
 
 MAXIMUM_EVENT_BYTES = 1 << 20
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
+_HAS_DATA = re.compile(rb"data:(?<=(?<![^\r\n])data:)")
 _DATA = re.compile(rb"(?<![^\r\n])data:[ ]?([^\r\n]*)")
 _FAILED_END = re.compile(rb'"type"\s*:\s*"response\.failed"')
 _ERROR_EVENT = re.compile(rb"(?<![^\r\n])event:[ ]?error(?![^\r\n])")
 
-# what can be told of an event that is larger than what is held
-_LARGE_ERROR = re.compile(
-    rb"(?:(?!data:|event:[ ]?error[\r\n])[^\r\n]*[\r\n]+)*+"
-    rb'(?:event:[ ]?error[\r\n]|data:\s*\{\s*(?:"error"\s*:\s*["{]|"(?:object|type)"\s*:\s*"error"))'
-)
-
 _encode = msgspec.json.Encoder().encode
-_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class EventScanner:
@@ -71,6 +66,7 @@ class EventScanner:
         self._renaming = Renaming(None) if renaming is None else renaming
         self._audio_tokens_per_second = audio_tokens_per_second
         self._pending = bytearray()
+        self._template: EventTemplate | None = None
         self._oversized: JSONScanner | None = None
         self._ended = False
         self._broken = False
@@ -83,24 +79,17 @@ class EventScanner:
     def feed(self, piece: bytes) -> bytes:
         """Take the next bytes of the stream; return the events that the client is to read now, possibly none.
 
-        Only what is larger than 1 MiB is passed on in parts.
+        Only what is larger than 1 MiB is passed on in parts. A piece that is to be read as it is is returned itself.
         """
         if self.error is not None:
             return b""
-        kept = bytearray()
-        start, searched = 0, max(0, len(self._pending) - 3)  # an end of line may have been cut
-        self._pending += piece
-        ends = [end.end() for end in _EVENT_END.finditer(self._pending, searched)]
-        for end in ends:
-            kept += self._event(bytes(self._pending[start:end]))
-            start = end
-            if self.error is not None:
-                self._pending.clear()
-                return bytes(kept)
-        del self._pending[:start]
+        kept = b""
+        if self._pending:
+            kept, piece = self._complete(piece)
+        kept += self._read(piece)
         if len(self._pending) >= MAXIMUM_EVENT_BYTES:
             kept += self._give_up_event()
-        return bytes(kept)
+        return kept
 
     def flush(self) -> bytes:
         """End of the stream: return the last event, if only the blank line behind it is missing."""
@@ -111,45 +100,112 @@ class EventScanner:
         self._broken = not _is_whole(rest)
         return self._event(rest) if rest and not self._broken else b""
 
+    def _complete(self, piece: bytes) -> tuple[bytes, bytes]:
+        """Where the event that is pending ends: what is to be kept of it if it is oversized, and what is to be read."""
+        searched = max(0, len(self._pending) - 3)  # an end of line may have been cut
+        self._pending += piece
+        if (found := _EVENT_END.search(self._pending, searched)) is None:
+            return b"", b""
+        piece, self._pending = bytes(self._pending), bytearray()
+        return (b"", piece) if self._oversized is None else (self._event(piece[: found.end()]), piece[found.end() :])
+
+    def _read(self, piece: bytes) -> bytes:
+        """Events of a piece in front of which nothing is pending; what is no whole event is pending then."""
+        parts: list[bytes] = []
+        start = taken = 0
+        while start < len(piece) and self.error is None:
+            like = None if self._template is None else self._template.match(piece, start)
+            if like is not None:
+                end, usage, given = like
+                self.produced += 1
+                self.events += 1
+                if usage is not None:
+                    self._count(usage_of({"usage": usage}, self._audio_tokens_per_second))
+            elif (found := _EVENT_END.search(piece, start)) is not None:
+                end = found.end()
+                event = piece[start:end]
+                given = self._event(event)
+                given = None if given is event else given
+            else:
+                self._pending += piece[start:]
+                break
+            if given is not None:
+                parts += piece[taken:start], given
+                taken = end
+            start = end
+        rest = piece[taken:start]
+        return b"".join((*parts, rest)) if parts else rest
+
+    def _event(self, event: bytes) -> bytes:
+        if self._oversized is not None or len(event) > MAXIMUM_EVENT_BYTES:
+            if self._oversized is None and self._is_large_error(event):
+                return b""
+            return self._end_oversized(self._oversized or JSONScanner(self._audio_tokens_per_second), event)
+        return self._passed(event) if self._format is None else self._judged(self._format, event)
+
+    def _judged(self, form: StreamFormat, event: bytes) -> bytes:
+        is_end, is_suspect = found_in(event, form.ends), found_in(event, form.fails)
+        if is_suspect and self._is_error(event):
+            return b""
+        self._ended |= is_end
+        texts = len(form.content.findall(event))
+        self.produced += texts
+        used, events = self.usage, self.events
+        given = self._passed(event)
+        if texts == 1 and form.content.groups and self.events > events and not (is_end or is_suspect):
+            template = EventTemplate.of(event, given, form.content, has_usage=self.usage is not used)
+            self._template = template or self._template
+        return given
+
+    def _is_error(self, event: bytes) -> bool:
+        self.error = _failure(event)
+        self.failed |= self.error is not None or _FAILED_END.search(event) is not None
+        if self.error is not None:
+            self._count(read_usage(_document(event), self._audio_tokens_per_second))
+        return self.error is not None
+
+    def _passed(self, event: bytes) -> bytes:
+        """What the client is to read of an event that is none of an error."""
+        if _HAS_DATA.search(event) is not None:
+            self.events += 1
+        is_metered, is_named = b'"usage"' in event, self._renaming.concerns(event)
+        fields = json_fields(_document(event)) if is_metered or is_named else None
+        if fields is None:
+            return event
+        if is_metered:
+            self._count(usage_of(fields, self._audio_tokens_per_second))
+        changed = self._renaming.changes(fields) if is_named else {}
+        shown = self._shown(fields)
+        if shown is None:
+            return b""
+        if shown is fields and not changed:
+            return event
+        # a line break between two tokens would end the line of the event
+        return _replace_data(event, _encode(shown | changed).replace(b"\n", b""))
+
+    def _shown(self, fields: Fields) -> Fields | None:
+        """What an untouched call would have; None where that has no such event."""
+        if "usage" not in fields:
+            return fields
+        is_total, is_null = bytes(fields.get("choices", b"")) == b"[]", bytes(fields["usage"]) == b"null"
+        if (self._strip and is_null) or (self._strip_running and not is_total):
+            return {name: value for name, value in fields.items() if name != "usage"}
+        return None if self._strip and is_total else fields
+
     def _give_up_event(self) -> bytes:
         passed = bytes(self._pending[:-3])
         if self._oversized is None and self._is_large_error(passed):
             self._pending.clear()
             return b""
         del self._pending[:-3]  # its end may have begun
-        self._oversized = self._oversized or self._json_scanner()
+        self._oversized = self._oversized or JSONScanner(self._audio_tokens_per_second)
         self._oversized.feed(passed)
         return passed
 
     def _is_large_error(self, event: bytes) -> bool:
-        if self._format is not None and _LARGE_ERROR.match(event):
+        if self._format is not None and LARGE_ERROR.match(event):
             self.error, self.failed = UpstreamError(), True
         return self.error is not None
-
-    def _event(self, event: bytes) -> bytes:
-        if self._oversized is not None or len(event) > MAXIMUM_EVENT_BYTES:
-            if self._oversized is None and self._is_large_error(event):
-                return b""
-            return self._end_oversized(self._oversized or self._json_scanner(), event)
-        if self._format is not None:
-            is_end = self._format.ends.search(event) is not None
-            if self._format.fails.search(event) is not None:
-                self.error = _failure(event)
-                self.failed |= self.error is not None or _FAILED_END.search(event) is not None
-                if self.error is not None:
-                    self._count(read_usage(_document(event), self._audio_tokens_per_second))
-                    return b""
-            self._ended |= is_end
-            self.produced += len(self._format.content.findall(event))
-        if _DATA.search(event) is not None:
-            self.events += 1
-        return self._renamed(self._metered(event) if b'"usage"' in event else event)
-
-    def _renamed(self, event: bytes) -> bytes:
-        document = _document(event) if b'"model"' in event else b""
-        renamed = self._renaming(document)
-        # a line break between two tokens would end the line of the event
-        return event if renamed is document else _replace_data(event, renamed.replace(b"\n", b""))
 
     def _end_oversized(self, scanner: JSONScanner, event: bytes) -> bytes:
         scanner.feed(event)
@@ -158,33 +214,10 @@ class EventScanner:
         self._count(scanner.usage)
         return event
 
-    def _json_scanner(self) -> JSONScanner:
-        return JSONScanner(self._audio_tokens_per_second)
-
-    def _metered(self, event: bytes) -> bytes:
-        document = _document(event)
-        self._count(read_usage(document, self._audio_tokens_per_second))
-        return self._without_usage(event, document) if self._strip or self._strip_running else event
-
     def _count(self, usage: TokenUsage | None) -> None:
         if usage is not None and self.usage is not None and self._dialect.completes_usage:
             usage = self.usage.completed_by(usage)
         self.usage = usage or self.usage
-
-    def _without_usage(self, event: bytes, document: bytes) -> bytes:
-        try:
-            fields = _objects.decode(document)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return event
-        if "usage" not in fields:
-            return event
-        is_total = bytes(fields.get("choices", b"0")) == b"[]"
-        is_null = bytes(fields["usage"]) == b"null"
-        if (self._strip and is_null) or (self._strip_running and not is_total):
-            del fields["usage"]
-            # a line break between two tokens would end the line of the event
-            return _replace_data(event, _encode(fields).replace(b"\n", b""))
-        return b"" if self._strip and is_total else event
 
 
 def _document(event: bytes) -> bytes:

@@ -7,9 +7,9 @@ import re
 import msgspec
 
 from .catalogue import Model
+from .usage import Fields, json_fields
 
 _encode = msgspec.json.Encoder().encode
-_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _INNER = ("response", "message")  # what an event of the Responses and the Messages API is about
 
 
@@ -25,11 +25,29 @@ class Renaming:
         if model is not None and model.upstream_model != model.id:
             self._name, self._id = model.upstream_model, model.id
 
-    def __call__(self, document: bytes) -> bytes:
-        """Return the document, or another one; what is no JSON object stays as it is."""
-        if self._name is None or b'"model"' not in document:
+    def __call__(self, document: bytes, fields: Fields | None = None) -> bytes:
+        """Return the document, or another one; what is no JSON object stays as it is.
+
+        Whoever has read its `fields` passes them on.
+        """
+        if not self.concerns(document):
             return document
-        return self._renamed(document, _INNER) or document
+        fields = fields or json_fields(document) or {}
+        changed = self.changes(fields)
+        return _encode(fields | changed) if changed else document
+
+    def concerns(self, text: bytes) -> bool:
+        """Whether a name may have to be changed in there."""
+        return self._name is not None and b'"model"' in text
+
+    def changes(self, fields: Fields) -> Fields:
+        """The fields of an answer that change, as they are to be written."""
+        changed = self._name_of(fields)
+        for name in _INNER:
+            inner = json_fields(fields[name]) if name in fields else None
+            if inner is not None and (named := self._name_of(inner)):
+                changed[name] = msgspec.Raw(_encode(inner | named))
+        return changed
 
     def message(self, text: str) -> str:
         """What a server says of its model, in whole words."""
@@ -37,19 +55,13 @@ class Renaming:
             return text
         return re.sub(rf"(?<![\w/.-]){re.escape(self._name)}(?![\w/-])", lambda _: self._id, text)
 
-    def _renamed(self, document: bytes, inner: tuple[str, ...]) -> bytes | None:
-        try:
-            fields = _objects.decode(document)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-        changed = {name: msgspec.Raw(new) for name in inner if (new := self._renamed(fields.get(name, b""), ()))}
-        if "model" in fields and _text(fields["model"]) == self._name:
-            changed["model"] = msgspec.Raw(_encode(self._id))
-        return _encode(fields | changed) if changed else None
+    def _name_of(self, fields: Fields) -> Fields:
+        is_named = "model" in fields and _text(fields["model"]) == self._name
+        return {"model": msgspec.Raw(_encode(self._id))} if is_named else {}
 
 
 def _text(raw: msgspec.Raw) -> str | None:
     try:
         return msgspec.json.decode(raw, type=str)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

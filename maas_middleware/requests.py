@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -29,15 +29,27 @@ CONTENT_FIELDS = (
     *("messages", "prompt", "system", "instructions", "input"),
     *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
 )
-_PROMPT_FIELDS = (*CONTENT_FIELDS, "suffix", "tools", "functions")
+_PROMPT_FIELDS = frozenset({*CONTENT_FIELDS, "suffix", "tools", "functions"})
 # what would be kept by the server under an id that is nobody's: users would read each other's
 UNOWNED_FIELDS = ("previous_response_id", "conversation", "background")
 _OTHER_JUDGED_FIELDS = (*UNOWNED_FIELDS, "modalities", "audio")
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]  # a cap times a count fits into the integers of any ledger
 
-_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_flag = msgspec.json.Decoder(bool | None).decode
+_decode_count = msgspec.json.Decoder(_Count | None).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_anything = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+# the fields that decide about a request, with the types that they must have
+_DECODERS: Mapping[str, Callable[[msgspec.Raw], Any]] = {
+    "model": msgspec.json.Decoder(str | None).decode,
+    "stream": _decode_flag,
+    "stream_options": msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode,
+    **dict.fromkeys((*_CAPS, "n", "best_of"), _decode_count),
+}
+_JUDGED = frozenset({*_DECODERS, *_PROMPT_FIELDS, *_OTHER_JUDGED_FIELDS})
 
 
 class InferenceRequest(Protocol):
@@ -64,26 +76,12 @@ class InferenceRequest(Protocol):
         ...
 
 
-class _Known(msgspec.Struct):
-    """The fields that decide about a request, with the types that they must have."""
-
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: dict[str, msgspec.Raw] | None = None
-    max_tokens: _Count | None = None
-    max_completion_tokens: _Count | None = None
-    max_output_tokens: _Count | None = None
-    n: _Count | None = None
-    best_of: _Count | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class JSONRequest:
     """An `InferenceRequest` that is a JSON object.
 
     Attributes:
         fields: the top level, one value a key, each value the client's own bytes.
-        encoded: the body that carries exactly these fields.
         include_usage: whether the client itself asked for usage at the end of a stream.
         running_usage: whether it asked for usage in every event of it, as vLLM tells it.
         answers: the larger of `n` and `best_of`, times the number of prompts.
@@ -91,13 +89,13 @@ class JSONRequest:
     """
 
     fields: Mapping[str, msgspec.Raw]
-    encoded: bytes
     model: str | None
     stream: bool
     include_usage: bool
     running_usage: bool
     answers: int
     cap: int | None
+    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def parse(cls, body: bytes) -> JSONRequest:
@@ -112,7 +110,7 @@ class JSONRequest:
         try:
             if not body.isascii():
                 body.decode()  # msgspec does not look into the text of values that it leaves raw
-            fields = _decoder.decode(body)
+            fields = _decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise InvalidRequest("The request body is not a JSON object", code="invalid_json") from None
         _refuse_look_alikes(fields)
@@ -121,24 +119,31 @@ class JSONRequest:
     @classmethod
     def _judge(cls, fields: Mapping[str, msgspec.Raw]) -> JSONRequest:
         known = _known(fields)
-        options = known.stream_options or {}
+        options = known.get("stream_options") or {}
         include_usage = _is_true(options, "include_usage")
-        caps = [cap for name in _CAPS if (cap := getattr(known, name)) is not None]
+        caps = [cap for name in _CAPS if (cap := known.get(name)) is not None]
         return cls(
             fields=fields,
-            encoded=_encode(fields),
-            model=known.model,
-            stream=known.stream is True,
+            model=known.get("model"),
+            stream=known.get("stream") is True,
             include_usage=include_usage,
             running_usage=include_usage and _is_true(options, "continuous_usage_stats"),
-            answers=max(known.n or 1, known.best_of or 1) * _prompts(fields.get("prompt")),
+            answers=max(known.get("n") or 1, known.get("best_of") or 1) * _prompts(fields.get("prompt")),
             cap=max(caps, default=None),
         )
 
+    @property
+    def encoded(self) -> bytes:
+        """The body that carries exactly these fields; the same object each time."""
+        encoded = self._encoded
+        if encoded is None:
+            encoded = _encode(self.fields)
+            object.__setattr__(self, "_encoded", encoded)
+        return encoded
+
     def capped(self, name: str, cap: int) -> JSONRequest:
         """The same request with a cap in a field of that name."""
-        fields = {**self.fields, name: msgspec.Raw(_encode(cap))}
-        return replace(self, fields=fields, encoded=_encode(fields), cap=cap)
+        return self._with({**self.fields, name: msgspec.Raw(_encode(cap))}, self.model, cap)
 
     def naming(self, model: str) -> JSONRequest:
         """The same request for the server that knows the model by another name, without a `request_id`.
@@ -147,9 +152,9 @@ class JSONRequest:
         """
         if self.model == model and "request_id" not in self.fields:
             return self
-        fields = {key: value for key, value in self.fields.items() if key != "request_id"}
-        fields["model"] = msgspec.Raw(_encode(model))
-        return replace(self, fields=fields, encoded=_encode(fields), model=model)
+        fields = {**self.fields, "model": msgspec.Raw(_encode(model))}
+        fields.pop("request_id", None)
+        return self._with(fields, model, self.cap)
 
     def asking_for_usage(self, *, running: bool) -> JSONRequest:
         """The same request with `stream_options.include_usage`, its other stream options kept.
@@ -158,30 +163,35 @@ class JSONRequest:
             running: whether to ask for usage in every event, which has no effect without `include_usage`.
         """
         given = self.fields.get("stream_options")
-        options = {} if given is None else dict(_value("stream_options", given, _TYPES["stream_options"]) or {})
+        options = {} if given is None else dict(_DECODERS["stream_options"](given) or {})
         options.pop("continuous_usage_stats", None)
         options["include_usage"] = msgspec.Raw(b"true")
         if running or self.running_usage:
             options["continuous_usage_stats"] = msgspec.Raw(b"true")
         fields = {**self.fields, "stream_options": msgspec.Raw(_encode(options))}
-        return replace(self, fields=fields, encoded=_encode(fields))
+        return self._with(fields, self.model, self.cap)
+
+    def _with(self, fields: Mapping[str, msgspec.Raw], model: str | None, cap: int | None) -> JSONRequest:
+        asked = self.stream, self.include_usage, self.running_usage, self.answers
+        return JSONRequest(fields, model, *asked, cap)
 
     @property
     def prompt_tokens(self) -> int:
         """4 bytes are taken for a token, and an image for 512 tokens; what is given as a data URL is no text."""
         size, images = 0, 0
-        for name in _PROMPT_FIELDS:
-            if (raw := self.fields.get(name)) is not None:
+        for name, raw in self.fields.items():
+            if name in _PROMPT_FIELDS:
                 value = bytes(raw)
-                urls = _DATA_URL.findall(value)
+                urls = _DATA_URL.findall(value) if b'"data' in value else []
                 size += len(value) - sum(map(len, urls))
-                images += max(len(urls), len(_IMAGE.findall(value)))
+                if b"image" in value or urls:
+                    images += max(len(urls), len(_IMAGE.findall(value)))
         return -(-size // BYTES_PER_TOKEN) + images * TOKENS_PER_IMAGE
 
     @property
     def prompt_bytes(self) -> int:
         """The size of what the model is to read: no tokenizer makes more tokens of it."""
-        return sum(len(bytes(self.fields[name])) for name in _PROMPT_FIELDS if name in self.fields)
+        return sum(len(bytes(raw)) for name, raw in self.fields.items() if name in _PROMPT_FIELDS)
 
     def has(self, name: str) -> bool:
         """Whether a field says anything: it is there, and neither null, false nor empty."""
@@ -193,7 +203,7 @@ class JSONRequest:
         Raises:
             InvalidRequest: it is nested too deep.
         """
-        return _value(name, self.fields[name], Any) if name in self.fields else None
+        return _decoded(name, self.fields[name], _decode_anything) if name in self.fields else None
 
 
 def _has_too_many_keys(body: bytes) -> bool:
@@ -210,7 +220,7 @@ def _prompts(raw: msgspec.Raw | None) -> int:
         return 1
     if bytes(raw).count(several[1]) > _MAXIMUM_PROMPT_MARKS:
         raise InvalidRequest("`prompt` has too many parts", code="invalid_value", param="prompt")
-    return len(_value("prompt", raw, list[msgspec.Raw]))
+    return len(_decoded("prompt", raw, _decode_list))
 
 
 def _refuse_look_alikes(fields: Mapping[str, msgspec.Raw]) -> None:
@@ -222,24 +232,16 @@ def _refuse_look_alikes(fields: Mapping[str, msgspec.Raw]) -> None:
             raise InvalidRequest(f"`{name}` has to be written `{name.casefold()}`", code="invalid_value", param=name)
 
 
-def _known(fields: Mapping[str, msgspec.Raw]) -> _Known:
-    values: dict[str, Any] = {}
-    for name in _Known.__struct_fields__:
-        if (raw := fields.get(name)) is not None:
-            values[name] = _value(name, raw, _TYPES[name])
-    return _Known(**values)
+def _known(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
+    return {name: _decoded(name, fields[name], decode) for name, decode in _DECODERS.items() if name in fields}
 
 
-def _value(name: str, raw: msgspec.Raw, kind: Any) -> Any:
+def _decoded(name: str, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any]) -> Any:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decode(raw)
     except (msgspec.MsgspecError, RecursionError):
         raise InvalidRequest(f"`{name}` has an invalid value", code="invalid_value", param=name) from None
 
 
 def _is_true(options: Mapping[str, msgspec.Raw], name: str) -> bool:
-    return name in options and _value("stream_options", options[name], bool | None) is True
-
-
-_TYPES = {field.name: field.type for field in msgspec.structs.fields(_Known)}
-_JUDGED = frozenset({*_TYPES, *_PROMPT_FIELDS, *_OTHER_JUDGED_FIELDS})
+    return name in options and _decoded("stream_options", options[name], _decode_flag) is True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Literal
 
 import httpx
 
@@ -35,7 +37,24 @@ class LoopTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def upstream_transport() -> LoopTransport:
-    """Reach model servers: as many connections as there are requests, kept open for 3 idle seconds."""
+def upstream_transport(kind: Literal["auto", "http11", "httpx"] = "auto") -> LoopTransport:
+    """Reach model servers: as many connections as there are requests, kept open for 3 idle seconds.
+
+    Args:
+        kind: `http11` is `HTTP11Transport`, `httpx` is `httpx.AsyncHTTPTransport`; `auto` the first where it can be.
+
+    Raises:
+        ValueError: `http11` is asked for, and httptools is not installed.
+    """
+    if kind == "httpx" or (kind == "auto" and find_spec("httptools") is None):
+        return LoopTransport(_httpx_transport)
+    try:
+        from .http11 import HTTP11Transport
+    except ImportError:
+        raise ValueError("httptools is missing: pip install 'maas-middleware[gateway]'") from None
+    return LoopTransport(lambda: HTTP11Transport(max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS))
+
+
+def _httpx_transport() -> httpx.AsyncHTTPTransport:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS)
-    return LoopTransport(lambda: httpx.AsyncHTTPTransport(limits=limits, trust_env=False))
+    return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)

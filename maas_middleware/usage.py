@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
+
+Fields = dict[str, msgspec.Raw]
 
 _TAIL_BYTES = 16 << 10
 _MAXIMUM_TOKENS = 1 << 40  # whoever reports more is not believed
@@ -45,28 +48,41 @@ class _Inner(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Answer(_Inner):
-    response: msgspec.Raw = msgspec.Raw(b"null")
-    message: msgspec.Raw = msgspec.Raw(b"null")
-
-
+_NULL = msgspec.Raw(b"null")
 _anything = msgspec.json.Decoder(msgspec.Raw)
-_answers = msgspec.json.Decoder(_Answer)
+_objects = msgspec.json.Decoder(Fields)
+_usages = msgspec.json.Decoder(_Usage | None)
 _inners = msgspec.json.Decoder(_Inner | None)
 
 
+def json_fields(document: bytes) -> Fields | None:
+    """The fields of a JSON object, each as it is written; None where it is none."""
+    try:
+        return _objects.decode(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def read_usage(document: bytes, audio_tokens_per_second: int = 0) -> TokenUsage | None:
-    """Return the `usage` of a JSON object, or of the `response` or `message` in it; None where none makes sense.
+    """Return the `usage` of a JSON object, as `usage_of` does its fields; None where it is no object."""
+    fields = json_fields(document)
+    return None if fields is None else usage_of(fields, audio_tokens_per_second)
+
+
+def usage_of(fields: Mapping[str, bytes | msgspec.Raw], audio_tokens_per_second: int = 0) -> TokenUsage | None:
+    """Return the `usage` of an answer, or of the `response` or `message` in it; None where none makes sense.
 
     Anthropic's `input_tokens` do not include what was read from or written to a cache: it is added. Seconds of audio,
     where there are no tokens, are converted.
     """
     try:
-        answer = _answers.decode(document)
-        inner = answer if answer.usage else _inners.decode(answer.response) or _inners.decode(answer.message)
+        usage = _usages.decode(fields.get("usage", _NULL))
+        if usage is None:
+            inner = _inners.decode(fields.get("response", _NULL)) or _inners.decode(fields.get("message", _NULL))
+            usage = None if inner is None else inner.usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return None if inner is None or inner.usage is None else _tokens(inner.usage, audio_tokens_per_second)
+    return None if usage is None else _tokens(usage, audio_tokens_per_second)
 
 
 def _tokens(usage: _Usage, audio_tokens_per_second: int) -> TokenUsage | None:
@@ -80,7 +96,7 @@ def _tokens(usage: _Usage, audio_tokens_per_second: int) -> TokenUsage | None:
     if usage.prompt_tokens is None:  # where they stand beside `prompt_tokens` they are included
         given += (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
     total = given + produced if usage.total_tokens is None else usage.total_tokens
-    return TokenUsage(given, produced, total) if max(given, total) <= _MAXIMUM_TOKENS else None
+    return TokenUsage(given, produced, total) if given <= _MAXIMUM_TOKENS and total <= _MAXIMUM_TOKENS else None
 
 
 def is_json(document: bytes) -> bool:
@@ -123,5 +139,8 @@ class JSONScanner:
 
 def usage_headers(usage: TokenUsage) -> list[tuple[bytes, bytes]]:
     """`x-odhu-usage-input-tokens`, `-output-tokens` and `-total-tokens`, for answers that are no streams."""
-    pairs: list[tuple[str, Any]] = [("input", usage.input), ("output", usage.output), ("total", usage.total)]
-    return [(f"x-odhu-usage-{name}-tokens".encode(), b"%d" % count) for name, count in pairs]
+    return [
+        (b"x-odhu-usage-input-tokens", b"%d" % usage.input),
+        (b"x-odhu-usage-output-tokens", b"%d" % usage.output),
+        (b"x-odhu-usage-total-tokens", b"%d" % usage.total),
+    ]

@@ -10,10 +10,10 @@ import maas_middleware
 
 
 def main() -> None:
-    assert importlib.util.find_spec("uvicorn") is None, "the environment is not clean"
-    assert importlib.util.find_spec("redis") is None, "the environment is not clean"
+    for extra in ("uvicorn", "redis", "httptools"):
+        assert importlib.util.find_spec(extra) is None, "the environment is not clean"
     for module in pkgutil.walk_packages(maas_middleware.__path__, "maas_middleware."):
-        if module.name != "maas_middleware.__main__":
+        if module.name != "maas_middleware.__main__" and not module.name.startswith("maas_middleware.http11"):
             importlib.import_module(module.name)
     for name in maas_middleware.__all__:
         getattr(maas_middleware, name)

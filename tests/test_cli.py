@@ -139,6 +139,13 @@ def test_serve_without_uvicorn_says_what_to_install(
     assert capsys.readouterr().err == "uvicorn is missing: pip install 'maas-middleware[gateway]'\n"
 
 
+def test_serve_tells_how_long_requests_may_run_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve", "--help"])
+
+    assert "after the signal to stop; default: 30" in " ".join(capsys.readouterr().out.split())
+
+
 def test_new_key_is_for_its_owner_alone_and_overwrites_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,9 +195,12 @@ def test_workers_serve_with_a_common_key_and_a_warning_of_what_they_do_not_share
         # the workers begin to listen after their parent has said so
         transport = httpx.HTTPTransport(retries=6)
         with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{gateway.port}", timeout=10) as client:
-            answers = [client.get("/.well-known/jwks.json") for _ in range(5)]
+            forged = {"x-forwarded-for": "203.0.113.9"}
+            answers = [client.get("/.well-known/jwks.json", headers=forged) for _ in range(5)]
 
     assert {key["kid"] for answer in answers for key in answer.json()["keys"]} == {key["kid"]}
+    assert not any("server" in answer.headers for answer in answers)
+    assert "203.0.113.9" not in gateway.printed
     assert (f"2 workers: each has {own} of its own" in gateway.printed) == (own is not None)
     assert ("of its own" in gateway.printed) == (own is not None)
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from maas_middleware.apps.proxy import ProxyApp
 from maas_middleware.catalogue import Model
-from maas_middleware.context import ensure_context
+from maas_middleware.context import MaaSContext, ensure_context
 from maas_middleware.testing.converse import converse
 
 from .deployments import Deployment, bearer, chat, deployed
@@ -156,3 +156,57 @@ async def test_gateway_returns_none_of_them(model: RawModel, gateway: Deployment
     assert answer.status_code == 200
     assert answer.headers["x-kept"] == "kept"
     assert TELLTALE not in ", ".join(answer.headers.values())
+
+
+class Telling(httpx.AsyncBaseTransport):
+    """Answers with headers that a stricter client would refuse."""
+
+    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
+        self._headers = list(headers)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=self._headers, stream=httpx.ByteStream(BODY))
+
+
+async def answered(*headers: tuple[bytes, bytes]) -> list[tuple[str, str]]:
+    """What a client reads where the model answers with these headers."""
+    context = MaaSContext(model=Model("m", upstreams=("http://model",)))
+    app = ProxyApp(transport=Telling(*headers))
+    return (await converse(app, "POST", PATH, scope={"state": {"maas": context}})).headers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"x-a", b"a\r\nx-b: b"),
+        (b"x-a", b"\0"),
+        (b"x-a", b"\x7f"),
+        (b"x-a", b"\x08"),
+        (b"x-a", b"\x1f"),
+        (b"x\n", b"a"),
+    ],
+)
+async def test_header_that_cannot_be_sent_stops_here(name: bytes, value: bytes) -> None:
+    assert await answered((b"x-kept", b"a\tb\xff "), (name, value)) == [("x-kept", "a\tb\xff ")]
+
+
+async def test_what_an_event_stream_is_called_has_no_case() -> None:
+    assert await answered((b"Content-Type", b"Text/Event-Stream"), (b"Cache-Control", b"max-age=9")) == [
+        ("content-type", "Text/Event-Stream"),
+        ("cache-control", "no-cache"),
+        ("x-accel-buffering", "no"),
+    ]
+
+
+async def test_models_behind_one_url_have_a_credential_each(
+    model: RawModel, transport: httpx.AsyncHTTPTransport
+) -> None:
+    model.headers, model.requests = [], []
+    app = ProxyApp(transport=transport)
+
+    for key in ("one", "two", None, "one"):
+        context = MaaSContext(model=Model("m", upstreams=(model.url,), api_key=key))
+        await converse(app, "POST", PATH, scope={"state": {"maas": context}})
+
+    credentials = [request.values(b"authorization") for request in model.requests]
+    assert credentials == [[b"Bearer one"], [b"Bearer two"], [], [b"Bearer one"]]

@@ -101,6 +101,7 @@ async def test_model_reads_the_form_under_its_own_name(site: Site, path: str) ->
 
     (request,) = seen
     assert request.line == f"POST {path} HTTP/1.1".encode()
+    assert request.values(b"transfer-encoding") == [b"chunked"]
     assert b'name="model"\r\n\r\nbrush-1\r\n' in request.body
     assert b'name="prompt"\r\n\r\nA red hat\r\n' in request.body
     assert b'filename="hat.png"\r\nContent-Type: image/png\r\n\r\n' + PICTURE[1] + b"\r\n" in request.body
@@ -152,8 +153,9 @@ async def test_stream_that_is_cut_says_so_and_costs_what_was_drawn(site: Site, p
 
 @EACH_PATH
 @pytest.mark.parametrize(("images", "more"), [(1, {}), (3, {"n": "3"})])
+@pytest.mark.parametrize("prefix", ["", "/painter"], ids=["held", "streamed"])
 async def test_estimate_is_reserved_and_is_the_price_where_no_usage_is_told(
-    site: Site, path: str, images: int, more: dict[str, str]
+    site: Site, prefix: str, path: str, images: int, more: dict[str, str]
 ) -> None:
     asked, go_on = anyio.Event(), anyio.Event()
     answers: list[httpx.Response] = []
@@ -165,7 +167,7 @@ async def test_estimate_is_reserved_and_is_the_price_where_no_usage_is_told(
         await connection.send(answer("200 OK", b'{"created":1767000000,"data":[]}', JSON))
 
     async def call() -> None:
-        answers.append(await ask(site, user, path, **more))
+        answers.append(await ask(site, user, prefix + path, **more))
 
     model.script = script
     user = await site.user()

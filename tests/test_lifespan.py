@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -328,9 +329,14 @@ async def test_service_is_ready_before_the_server_hears_that_it_has_started() ->
     assert journal.index("lifespan.startup.complete") > 1
 
 
-async def test_service_whose_server_gives_it_up_ends_what_runs() -> None:
+async def test_service_whose_server_gives_it_up_ends_what_runs_and_closes() -> None:
     journal: list[str] = []
-    service = Service(completes, completes, running=[Running(journal)])
+
+    async def close() -> None:
+        await anyio.lowlevel.checkpoint()
+        journal.append("close")
+
+    service = Service(completes, completes, running=[Running(journal)], closing=[close])
 
     async def receive() -> Message:
         await anyio.lowlevel.checkpoint()
@@ -345,7 +351,157 @@ async def test_service_whose_server_gives_it_up_ends_what_runs() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(service, {"type": "lifespan"}, receive, send)
 
-    assert journal == ["runs", "ends"]
+    assert journal == ["runs", "ends", "close"]
+
+
+# servers that stop in the middle of something
+
+
+async def torn_down(lifespan: Callable[[Receive, Send], Awaitable[None]]) -> list[str]:
+    """Cancel a lifespan as soon as it waits for the shutdown, as asyncio does at its own end; what was sent."""
+    heard: list[str] = []
+    messages: list[Message] = [{"type": "lifespan.startup"}]
+    waiting = anyio.Event()
+
+    async def receive() -> Message:
+        if not messages:
+            waiting.set()
+            await anyio.sleep_forever()
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        heard.append(message["type"].removeprefix("lifespan."))
+
+    async def live() -> None:
+        await lifespan(receive, send)
+
+    with anyio.fail_after(5):
+        task = asyncio.create_task(live())
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    return heard
+
+
+@pytest.mark.parametrize("app", [returns_at_once, completes, shuts_down_without_a_word])
+async def test_resources_are_closed_when_a_server_ends_without_a_shutdown(app: ASGIApp, run_with: RunWith) -> None:
+    journal: list[str] = []
+
+    async def close() -> None:
+        await anyio.lowlevel.checkpoint()
+        journal.append("close")
+
+    heard = await torn_down(lambda receive, send: run_with(app, {"type": "lifespan"}, receive, send, close))
+
+    assert heard == ["startup.complete"]
+    assert journal == ["close"]
+
+
+class Settling:
+    """An app whose requests run until they are cancelled, and settle then, each when it is told to."""
+
+    def __init__(self, journal: list[str], *requests: str) -> None:
+        self.settled = {name: anyio.Event() for name in requests}
+        self.begun = anyio.Event()
+        self.cancelled = anyio.Event()
+        self._journal = journal
+        self._waiting = list(requests)
+        self._running = list(requests)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        name = self._waiting.pop(0)
+        if not self._waiting:
+            self.begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._running.remove(name)
+            if not self._running:
+                self.cancelled.set()
+            with anyio.CancelScope(shield=True):
+                await self.settled[name].wait()
+            self._journal.append(name)
+
+
+async def test_nothing_is_closed_while_requests_that_uvicorn_cancelled_still_settle() -> None:
+    journal: list[str] = []
+    app = Settling(journal, "one", "other")
+
+    async def close() -> None:
+        journal.append("close")
+
+    async def ask(url: str) -> None:
+        async with httpx.AsyncClient() as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(url)
+
+    async def settle() -> None:
+        await app.cancelled.wait()
+        for event in app.settled.values():
+            await anyio.wait_all_tasks_blocked()
+            journal.append("waited")
+            event.set()
+
+    service = Service(app, returns_at_once, running=[Running(journal)], closing=[close], patience=60)
+    server = serving(service, lifespan="on", timeout_graceful_shutdown=0, log_level="critical")
+    async with anyio.create_task_group() as group, server as url:
+        group.start_soon(settle)
+        for _ in app.settled:
+            group.start_soon(ask, url)
+        await app.begun.wait()
+
+    assert journal == ["runs", "waited", "one", "waited", "other", "ends", "close"]
+
+
+async def test_request_that_does_not_end_holds_the_end_of_a_service_for_a_while_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    journal: list[str] = []
+    app = Settling(journal, "request")
+
+    async def close() -> None:
+        journal.append("close")
+
+    async def ignore(*_: Message) -> None:
+        return
+
+    async def never() -> Message:
+        raise AssertionError("nobody reads")
+
+    async def run_with(_: ASGIApp, scope: Scope, receive: Receive, send: Send, __: object) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(service, {"type": "http"}, never, ignore)
+            await app.begun.wait()
+            await service(scope, receive, send)
+            group.cancel_scope.cancel()
+            app.settled["request"].set()
+
+    service = Service(app, returns_at_once, closing=[close], patience=0.01)
+
+    heard = await lifespan_of(completes, run_with)
+
+    assert heard == ["startup.complete", "serving", "shutdown.complete"]
+    assert journal == ["close", "request"]
+    assert caplog.messages == ["1 requests are under way while everything closes"]
+
+
+async def test_requests_that_have_ended_hold_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def raising(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("while answering")
+
+    async def run_with(app: ASGIApp, scope: Scope, receive: Receive, send: Send, _: object) -> None:
+        service = Service(raising, app, patience=60)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="while answering"):
+                await service({"type": "http"}, receive, send)
+        await service(scope, receive, send)
+
+    heard = await lifespan_of(completes, run_with)
+
+    assert heard == ["startup.complete", "serving", "shutdown.complete"]
+    assert caplog.messages == []
 
 
 async def test_resources_are_closed_the_last_first_whatever_happens_to_another() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from maas_middleware.catalogue import Model
 from maas_middleware.renaming import Renaming
+from maas_middleware.usage import json_fields
 
 RENAMING = Renaming(Model("org/simulator", upstream_model="sim-7b"))
 
@@ -44,6 +45,7 @@ def test_answer_calls_the_model_by_its_id(document: bytes, renamed: bytes) -> No
         pytest.param(json.dumps({"text": '\\"model\\":"sim-7b"'}).encode(), id="backslashes-as-text"),
         pytest.param(b'{"content":[{"type":"tool_use","input":{"model":"sim-7b"}}]}', id="what-a-tool-is-called-with"),
         pytest.param(b'{"response":"model","message":["model"],"model":7}', id="other-types"),
+        pytest.param(b'{"model":"sim-7b\xff"}', id="no-text"),
         pytest.param(b'{"model":"sim-7b"', id="no-json"),
         pytest.param(b'["model"]', id="no-object"),
         pytest.param(b"", id="nothing"),
@@ -99,6 +101,13 @@ def test_model_that_has_one_name_is_never_renamed(model: Model | None) -> None:
 )
 def test_messages_of_the_server_call_the_model_by_its_id(message: str, named: str) -> None:
     assert RENAMING.message(message) == named
+
+
+def test_fields_that_were_read_already_are_not_read_again() -> None:
+    document = b'{"model":"sim-7b","text":"another"}'
+    fields = json_fields(b'{"model":"sim-7b","text":"this"}')
+
+    assert RENAMING(document, fields) == b'{"model":"org/simulator","text":"this"}'
 
 
 def test_messages_about_a_model_of_one_name_stay_as_they_are() -> None:

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import httpx
 
-from maas_middleware.transports import LoopTransport
+from maas_middleware.http11 import HTTP11Transport
+from maas_middleware.transports import LoopTransport, upstream_transport
+
+WITHOUT_HTTPTOOLS = """
+import sys
+sys.modules["httptools"] = None  # as where it is not installed
+"""
 
 
 def counting() -> tuple[LoopTransport, list[httpx.MockTransport]]:
@@ -38,3 +46,40 @@ async def test_closing_where_nothing_was_sent_opens_nothing() -> None:
     await transport.aclose()
 
     assert made == []
+
+
+def test_the_fast_client_is_taken_where_it_can_be() -> None:
+    kinds = {kind: type(upstream_transport(kind)._make()) for kind in ("auto", "http11", "httpx")}
+
+    assert kinds == {"auto": HTTP11Transport, "http11": HTTP11Transport, "httpx": httpx.AsyncHTTPTransport}
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_HTTPTOOLS + code], capture_output=True, text=True, check=True, timeout=20
+    ).stdout
+
+
+def test_without_httptools_auto_is_httpx() -> None:
+    kind = run(
+        "from maas_middleware.transports import upstream_transport as u; print(type(u('auto')._make()).__name__)"
+    )
+
+    assert kind == "AsyncHTTPTransport\n"
+
+
+def test_without_httptools_http11_is_a_problem_of_a_gateway_with_what_to_install() -> None:
+    printed = run(
+        "from maas_middleware import Settings, gateway\n"
+        "from maas_middleware.assembly import Parts\n"
+        "from maas_middleware.settings import ConfigurationError, ModelSettings, ProxySettings\n"
+        "model = ModelSettings(id='m', tiers='all', upstreams=('http://127.0.0.1:1',))\n"
+        "settings = Settings(models=(model,), proxy=ProxySettings(transport='http11'))\n"
+        "for refuse in (lambda: gateway(settings), Parts(settings).check_gateway):\n"
+        "    try:\n"
+        "        refuse()\n"
+        "    except ConfigurationError as error:\n"
+        "        print(error)\n"
+    )
+
+    assert printed == "proxy.transport: httptools is missing: pip install 'maas-middleware[gateway]'\n" * 2

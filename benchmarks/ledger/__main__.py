@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+from ..table import versions
 from . import memory, redis
 from .server import running_redis
-from .table import versions
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without ending the server
     with running_redis() as (url, redis_server):
-        known = versions(redis_server)
+        known = {**versions("limits", "redis"), "redis-server": redis_server}
         sys.stdout.write(f"{', '.join(f'{name} {version}' for name, version in known.items())}\n\n")
         tables = {"memory": asyncio.run(memory.measure(numbers, rounds, calls))}
         sys.stdout.write(f"{tables['memory']}\n")

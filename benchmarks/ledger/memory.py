@@ -21,7 +21,7 @@ from limits.aio.strategies import (
 from maas_middleware.ledgers.memory import MemoryLedger
 from maas_middleware.limiting import Charge, Demand, Subject, parse_limits
 
-from .table import Goal, Table
+from ..table import Goal, Table
 
 OURS = "MemoryLedger, admit + settle"
 STRATEGIES: dict[str, type[RateLimiter]] = {

@@ -17,8 +17,8 @@ from maas_middleware.ledgers._storage import MAXIMUM_CONNECTIONS
 from maas_middleware.ledgers.redis import RedisLedger
 from maas_middleware.limiting import Charge, Demand, Lease, Subject, parse_limits
 
+from ..table import Goal, Table
 from .memory import AMOUNT, STRATEGIES, TOKENS
-from .table import Goal, Table
 
 PING = "redis-py, PING"
 USERS = 1000

@@ -1,13 +1,17 @@
-"""Which headers a proxy forwards, and which it returns."""
+"""Which headers a proxy forwards, and which it returns; and where it sends them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import lru_cache
+from urllib.parse import quote
 
+import httpx
 from starlette.types import Scope
 
-from .._asgi import Headers
-from ..catalogue import Model
+from .._asgi import Headers, header_value, route_path
+from ..errors import InvalidRequest
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection"}
@@ -25,69 +29,118 @@ _NOT_RETURNED = _HOP_BY_HOP | {
     *(b"server", b"date", b"set-cookie", b"via", b"location", b"content-location", b"link", b"alt-svc"),
     *(b"www-authenticate", b"retry-after", b"x-powered-by", b"x-request-id"),
 }
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"x-odhu-", b"x-envoy-", b"x-upstream", b"x-served-by")
+_CONTROL = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
+_NAMING_NOTHING = frozenset({b"keep-alive", b"close"})  # what nearly all `connection` headers say
 _WAITS = {
     b"retry-after": re.compile(rb"[0-9]{1,9}"),
     b"retry-after-ms": re.compile(rb"[0-9]{1,12}"),
     b"x-should-retry": re.compile(rb"true|false"),
 }
-_NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"x-odhu-", b"x-envoy-", b"x-upstream", b"x-served-by")
+_MAXIMUM_KEPT_URLS = 64
 
 
-def request_headers(scope: Scope, host: bytes, model: Model) -> Headers:
-    """What the upstream reads: the client's headers without its credentials and what only concerns one connection."""
-    given = _lowercase(scope["headers"])
-    # whoever could take the length away by naming it would break the framing
-    dropped = _NOT_FORWARDED | (_named_by_connection(given) - {b"content-length"})
-    is_chunked = _is_chunked(scope, {name for name, _ in given})
-    if is_chunked:
-        dropped |= {b"content-length"}  # RFC 9112 6.3
-    headers = [pair for pair in given if pair[0] not in dropped and not pair[0].startswith(b"x-forwarded-")]
-    headers.insert(0, (b"host", host))
-    if not any(name == b"accept-encoding" for name, _ in headers):
-        headers.append((b"accept-encoding", b"identity"))
-    if is_chunked:
-        headers.append((b"transfer-encoding", b"chunked"))
-    if model.api_key is not None:
-        headers.append((b"authorization", b"Bearer " + model.api_key.encode()))
-    return headers
+class Destination:
+    """An upstream with the credential that it wants: what is the same in all requests to it is made once."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._base = httpx.URL(url)
+        self._path = self._base.raw_path.rstrip(b"/")
+        self._host = (b"host", self._base.netloc)
+        self._credential = [] if api_key is None else [(b"authorization", b"Bearer " + api_key.encode())]
+        self._url = lru_cache(maxsize=_MAXIMUM_KEPT_URLS)(self._joined)
+
+    def url(self, scope: Scope) -> httpx.URL:
+        """The route path below the base, with the query.
+
+        Raises:
+            InvalidRequest: a URL cannot have this query.
+        """
+        path, query = route_path(scope), scope.get("query_string", b"")
+        try:
+            return self._joined(path, query) if query else self._url(path)
+        except (httpx.InvalidURL, UnicodeDecodeError):
+            raise InvalidRequest("The query of the URL is malformed") from None
+
+    def _joined(self, path: str, query: bytes = b"") -> httpx.URL:
+        target = self._path + quote(path).encode() + (b"?" + query if query else b"")
+        return self._base.copy_with(raw_path=target)
+
+    def headers(self, scope: Scope) -> Headers:
+        """What the upstream reads: the client's headers without its credentials and what concerns one connection."""
+        headers, dropped, is_chunked = [self._host], [], False
+        for name, value in scope["headers"]:
+            name = name.lower()
+            if name in _NOT_FORWARDED:
+                if name == b"transfer-encoding":
+                    is_chunked = True
+                elif name == b"connection" and value not in _NAMING_NOTHING:
+                    dropped += _tokens(value)
+            elif name[:12] != b"x-forwarded-":
+                headers.append((name, value))
+        if dropped:  # whoever could take the length away by naming it would break the framing
+            headers = _without(headers, [name for name in dropped if name not in (b"host", b"content-length")])
+        names = {name for name, _ in headers}
+        if b"accept-encoding" not in names:
+            headers.append((b"accept-encoding", b"identity"))
+        if is_chunked or (b"content-length" not in names and _is_framed_below(scope)):
+            headers = _without(headers, [b"content-length"])  # RFC 9112 6.3
+            headers.append((b"transfer-encoding", b"chunked"))
+        return headers + self._credential
 
 
-def _is_chunked(scope: Scope, names: set[bytes]) -> bool:
-    if b"transfer-encoding" in names:
-        return True
-    # HTTP/2 and 3 frame bodies below their headers
-    may_have_body = scope["http_version"] not in ("1.0", "1.1") and scope["method"] not in ("GET", "HEAD")
-    return may_have_body and b"content-length" not in names
+def _is_framed_below(scope: Scope) -> bool:
+    """HTTP/2 and 3 frame bodies below their headers."""
+    return scope["http_version"] not in ("1.0", "1.1") and scope["method"] not in ("GET", "HEAD")
 
 
 def response_headers(given: Headers) -> Headers:
     """What the client reads: nothing that tells about the upstream; event streams are not to be buffered."""
-    given = _lowercase(given)
-    dropped = _NOT_RETURNED | _named_by_connection(given)
-    if any(name == b"transfer-encoding" for name, _ in given):
-        dropped |= {b"content-length"}  # RFC 9112 6.3: it counts for nothing
-    headers = [pair for pair in given if pair[0] not in dropped and _is_returned(*pair)]
-    if not any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers):
-        return headers
-    headers = [pair for pair in headers if pair[0] not in (b"cache-control", b"x-accel-buffering")]
-    return [*headers, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    headers, dropped = [], []
+    for name, value in given:
+        name = name.lower()
+        if name in _NOT_RETURNED or name.startswith(_NOT_RETURNED_PREFIXES):
+            if name == b"connection" and value not in _NAMING_NOTHING:
+                dropped += _tokens(value)
+            elif name == b"transfer-encoding":
+                dropped.append(b"content-length")  # RFC 9112 6.3: it counts for nothing
+        else:
+            headers.append((name, value))
+    if dropped:
+        headers = _without(headers, dropped)
+    if _has_control(b"".join([part for pair in headers for part in pair])):
+        # a server would refuse to send it, after we thought that we had answered
+        headers = [pair for pair in headers if not _has_control(b"".join(pair))]
+    if _is_event_stream(headers):
+        headers = _without(headers, (b"cache-control", b"x-accel-buffering"))
+        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    return headers
 
 
-def _is_returned(name: bytes, value: bytes) -> bool:
-    # a server would refuse to send control characters, after we thought that we had answered
-    return not name.startswith(_NOT_RETURNED_PREFIXES) and _CONTROL.search(name + value) is None
+def can_hold_comments(headers: Headers) -> bool:
+    """Whether comments may be put between its events: it is an event stream, not compressed, and tells no size."""
+    names = {name for name, _ in headers}
+    return _is_event_stream(headers) and names.isdisjoint((b"content-encoding", b"content-length"))
 
 
 def upstream_wait(given: Headers) -> Headers:
     """When the upstream wants to be asked again, each header once."""
-    waits = {name: value for name, value in _lowercase(given) if name in _WAITS and _WAITS[name].fullmatch(value)}
+    lowercase = ((name.lower(), value) for name, value in given)
+    waits = {name: value for name, value in lowercase if name in _WAITS and _WAITS[name].fullmatch(value)}
     return list(waits.items())
 
 
-def _lowercase(headers: Headers) -> Headers:
-    return [(name.lower(), value) for name, value in headers]
+def _is_event_stream(headers: Headers) -> bool:
+    return header_value(headers, b"content-type").lower().startswith(b"text/event-stream")
 
 
-def _named_by_connection(headers: Headers) -> set[bytes]:
-    return {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
+def _has_control(text: bytes) -> bool:
+    return len(text.translate(None, _CONTROL)) != len(text)
+
+
+def _without(headers: Headers, names: Collection[bytes]) -> Headers:
+    return [pair for pair in headers if pair[0] not in names]
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip().lower() for token in value.split(b",")]

@@ -34,6 +34,7 @@ class ModelsApp:
     Args:
         tiers: those in force, to name the lowest one that may use a model.
         public_url: what the URLs of the models begin with; default: the request's own scheme, host and mount point.
+        is_ready: tells a model's `ready`, as `Balancer.is_ready` does; default: every one is.
         clock: seconds since the epoch; a model's `created` is when the app was made.
     """
 
@@ -43,11 +44,13 @@ class ModelsApp:
         catalogue: Catalogue,
         tiers: Sequence[Tier] | Callable[[], Sequence[Tier]],
         public_url: str | None = None,
+        is_ready: Callable[[Model], bool] = lambda _: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalogue = catalogue
         self._tiers = tiers if callable(tiers) else lambda: tiers
         self._public_url = public_url
+        self._is_ready = is_ready
         self._created = int(clock())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +80,7 @@ class ModelsApp:
             "name": model.name,
             "url": f"{base}{quote(model.path, _PATH_CHARACTERS)}{CHAT_COMPLETIONS}",
             "tier": min(entitled, key=lambda tier: tier.level).name,
-            "ready": True,
+            "ready": self._is_ready(model),
         }
 
 

@@ -23,6 +23,7 @@ from .._asgi import (
 )
 from .._forms import FormRequest, read_form, with_form
 from .._leases import peek
+from .._uploads import Upload
 from ..admission import Admission, limit_exceeded
 from ..catalogue import Catalogue, Model
 from ..context import MaaSContext, ensure_context, required
@@ -43,7 +44,8 @@ class TierMiddleware:
 
     Needs `IdentityMiddleware` outside. A request to an endpoint of the catalogue is forwarded under its canonical path,
     with a body that was decoded at the top level, judged and encoded again: one value a key, the model under the name
-    that its server knows, no feature that the tier lacks, and within `max_tokens_per_request`.
+    that its server knows, no feature that the tier lacks, and within `max_tokens_per_request`. A form is held until it
+    was judged as a whole, unless the path names the model: then it is forwarded while it comes, and so are octets.
 
     Args:
         catalogue: default: any model, and it is the inner app that says which there are.
@@ -52,7 +54,8 @@ class TierMiddleware:
         ledger: where given, refusals tell the caller's rate limits in their headers too, and whoever is over one is
             refused before a large body is read.
         max_body_bytes: what is over it is answered with 413.
-        body_timeout: seconds that a body may take to arrive; then it is answered with 408.
+        body_timeout: seconds that a body may take to arrive; then it is answered with 408. Of a body that is forwarded
+            while it comes they are those that the client keeps us waiting.
         ietf_headers, jitter: as in `RateLimitMiddleware`.
     """
 
@@ -87,13 +90,16 @@ class TierMiddleware:
         identity = required(context.identity, "TierMiddleware", "identity", "IdentityMiddleware")
         try:
             try:
-                context.tier = await self._resolver.resolve(identity)
-                scope, receive = await self._admit(context, context.tier, scope, receive)
+                tier = context.tier = await self._resolver.resolve(identity)
+                scope, receive = await self._admit(context, tier, scope, receive)
             except ClientLeft:
                 return
             except MaaSError as error:
-                await self._add_limits(context, error)
-                await reject(scope, receive, send, error)
+                await self._refuse(context, scope, receive, send, error)
+                return
+            if isinstance(context.request, Upload):
+                if (refusal := await context.request.run(self.app, send)) is not None:
+                    await self._refuse(context, scope, receive, send, refusal)
                 return
             await self.app(scope, receive, send)
         finally:
@@ -115,7 +121,14 @@ class TierMiddleware:
         if scope["method"] == "HEAD":
             return scope, receive
         check_endpoint(endpoint, tier)
-        await self._refuse_early(context, endpoint, tier, scope)
+        if _may_be_large(scope):
+            await self._refuse_early(context, endpoint, tier)
+        if dialect.is_form and context.model is not None:
+            upload = context.request = Upload(
+                scope, receive, context.model, tier, limit=self._max_body_bytes, seconds=self._body_timeout
+            )
+            await upload.read_fields()
+            return upload.scope, receive
         read = read_form if dialect.is_form else read_json
         request = context.request = await read(scope, receive, self._max_body_bytes, self._body_timeout)
         model = context.model = self._model(context.model, request.model, tier)
@@ -136,16 +149,17 @@ class TierMiddleware:
             raise InvalidRequest("`model` is required", code="missing_required_parameter", param="model")
         return self._catalogue.model(named, tier)
 
-    async def _refuse_early(self, context: MaaSContext, endpoint: Endpoint, tier: Tier, scope: Scope) -> None:
+    async def _refuse_early(self, context: MaaSContext, endpoint: Endpoint, tier: Tier) -> None:
         """Who is over a limit is told before a large body is read: reading costs time, and a refusal is free."""
-        admission = await self._peek(context) if _may_be_large(scope) else None
+        admission = await self._peek(context)
         refusal = None if admission is None else admission.refusal
         if refusal is not None and (endpoint.kind == "billable" or refusal[1].refused_by != "tokens"):
             raise limit_exceeded(*refusal, tier.name, self._jitter())
 
-    async def _add_limits(self, context: MaaSContext, error: MaaSError) -> None:
+    async def _refuse(self, context: MaaSContext, scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:
         if context.endpoint is not None and (admission := await self._peek(context)) is not None:
             error.headers = (*error.headers, *self._limit_headers(admission.shown))
+        await reject(scope, receive, send, error)
 
     async def _peek(self, context: MaaSContext) -> Admission | None:
         if self._ledger is None or context.identity is None or context.tier is None:

@@ -11,7 +11,6 @@ from .._asgi import (
     MAXIMUM_BODY_BYTES,
     ClientLeft,
     Headers,
-    header_value,
     read_json,
     reject,
     route_path,
@@ -28,9 +27,10 @@ from ..errors import MaaSError, MethodNotAllowed, NotFound, UpstreamError
 from ..events import EventScanner
 from ..renaming import Renaming
 from ..requests import JSONRequest
-from ..usage import JSONScanner, is_json, is_text, read_usage, usage_headers
+from ..usage import JSONScanner, is_json, is_text, json_fields, read_usage, usage_headers, usage_of
 
 _MAXIMUM_HELD_BYTES = 4 << 20
+_READ_HEADERS = frozenset({b"content-type", b"content-encoding", b"metadata"})
 _COMPRESSIONS = frozenset({b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress", b"x-compress"})
 
 
@@ -56,25 +56,26 @@ class UsageMiddleware:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        dialect = self._dialect(scope) if scope["type"] == "http" else None
-        if dialect is None:
+        context = ensure_context(scope) if scope["type"] == "http" else None
+        dialect = None if context is None else self._dialect(scope, context)
+        if context is None or dialect is None:
             await self.app(scope, receive, send)
             return
         request = None
         if dialect.asks_for_usage:
             try:
-                request, scope, receive = await self._ask(scope, receive)
+                request, scope, receive = await self._ask(scope, receive, context)
             except ClientLeft:
                 return
             except MaaSError as error:
                 await reject(scope, receive, send, error)
                 return
         scope = {**scope, "headers": without_headers(scope["headers"], b"accept-encoding")}
-        responder = _Responder(ensure_context(scope), dialect, send, request)
+        responder = _Responder(context, dialect, send, request)
         await self.app(scope, receive, responder.send)
 
-    def _dialect(self, scope: Scope) -> Dialect | None:
-        endpoint = ensure_context(scope).endpoint or self._endpoint(scope)
+    def _dialect(self, scope: Scope, context: MaaSContext) -> Dialect | None:
+        endpoint = context.endpoint or self._endpoint(scope)
         is_metered = endpoint is not None and endpoint.kind == "billable" and endpoint.method == scope["method"]
         return endpoint.dialect if endpoint is not None and is_metered else None
 
@@ -84,11 +85,12 @@ class UsageMiddleware:
         except (NotFound, MethodNotAllowed):
             return None
 
-    async def _ask(self, scope: Scope, receive: Receive) -> tuple[JSONRequest, Scope, Receive]:
+    async def _ask(self, scope: Scope, receive: Receive, context: MaaSContext) -> tuple[JSONRequest, Scope, Receive]:
         request = asking = await read_json(scope, receive, self._max_body_bytes)
-        running = _tells_running_usage(ensure_context(scope))
-        if request.stream and not (request.include_usage and (request.running_usage or not running)):
-            asking = request.asking_for_usage(running=running)
+        if request.stream:
+            running = _tells_running_usage(context)
+            if not (request.include_usage and (request.running_usage or not running)):
+                asking = request.asking_for_usage(running=running)
         return request, *with_body(scope, receive, asking.encoded)
 
 
@@ -108,97 +110,121 @@ class _Responder:
         self._rate = 0 if context.model is None else context.model.audio_tokens_per_second
         self._events: EventScanner | None = None
         self._large: JSONScanner | None = None
+        self._begun: Message | None = None
         self._held: list[Message] = []
         self._held_bytes = 0
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        events = self._events
+        if events is None or message["type"] != "http.response.body":
+            await self._take(message)
+            return
+        body = message.get("body", b"")
+        given = events.feed(body)
+        self._tell(events)
+        if events.error is not None or not message.get("more_body", False):
+            await self._end(events, message, given)
+        elif given:
+            await self._send(message if given is body else {**message, "body": given})
+
+    async def _take(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
             await self._start(message)
-        elif message["type"] != "http.response.body":
+        elif kind != "http.response.body":
             await self._release()
             await self._send(message)
-        elif self._events is not None:
-            await self._stream(self._events, message)
-        elif self._held:
-            await self._hold(message)
+        elif self._begun is not None:
+            await self._hold(self._begun, message)
         else:
             await self._pass(message)
 
     async def _start(self, message: Message) -> None:
         headers: Headers = list(message.get("headers", ()))
-        content_type = header_value(headers, b"content-type").lower()
-        encodings = {name.strip() for name in header_value(headers, b"content-encoding").lower().split(b",")}
-        readable = message["status"] < 300 and encodings.isdisjoint(_COMPRESSIONS)
+        read = {name: value for key, value in reversed(headers) if (name := key.lower()) in _READ_HEADERS}
+        content_type = read.get(b"content-type", b"").lower()
+        is_readable = message["status"] < 300 and not _is_compressed(read.get(b"content-encoding", b""))
         is_stream = message["status"] != 204 and content_type.startswith(b"text/event-stream")
-        if readable and not is_stream and (self._dialect.is_json_only or content_type.startswith(b"application/json")):
-            self._held = [message]
-            return
-        if readable and is_stream:
-            request = self._request
-            self._events = EventScanner(
-                self._dialect,
-                strip=request is not None and not request.include_usage,
-                strip_running=request is not None and not request.running_usage and _tells_running_usage(self._context),
-                renaming=self._renaming,
-                audio_tokens_per_second=self._rate,
-            )
+        if is_readable and is_stream:
+            self._events = self._scanner()
             headers = without_headers(headers, *BODY_HEADERS)
-        elif readable and (metadata := header_value(headers, b"metadata")):
+        elif is_readable and (self._dialect.is_json_only or content_type.startswith(b"application/json")):
+            self._begun = message
+            return
+        elif is_readable and (metadata := read.get(b"metadata")):
             # vLLM tells here what it cannot tell in embeddings that are no JSON
             self._context.usage = read_usage(metadata, self._rate)
             headers = with_headers(headers, [(b"metadata", self._renaming(metadata))])
         await self._send({**message, "headers": headers})
 
-    async def _stream(self, events: EventScanner, message: Message) -> None:
-        more = message.get("more_body", False)
-        body = events.feed(message.get("body", b""))
-        if not more:
-            body += events.flush()
-        context = self._context
-        context.usage, context.produced, context.events = events.usage, events.produced, events.events
-        context.reported_failure = events.failed
-        error = events.error
-        if error is None and not more and events.is_cut:
-            error = UpstreamError()  # an upstream that closes its connection looks like the end of the answer
-        if error is not None:
-            if body:
-                await self._send({**message, "body": body, "more_body": True})
-            raise error
-        if body or not more:
-            await self._send({**message, "body": body})
+    def _scanner(self) -> EventScanner:
+        request = self._request
+        return EventScanner(
+            self._dialect,
+            strip=request is not None and not request.include_usage,
+            strip_running=request is not None and not request.running_usage and _tells_running_usage(self._context),
+            renaming=self._renaming,
+            audio_tokens_per_second=self._rate,
+        )
 
-    async def _hold(self, message: Message) -> None:
+    def _tell(self, events: EventScanner) -> None:
+        context = self._context
+        context.usage = events.usage
+        context.produced = events.produced
+        context.events = events.events
+        context.reported_failure = events.failed
+
+    async def _end(self, events: EventScanner, message: Message, given: bytes) -> None:
+        """Stop where the model reports an error, or where its last message says that nothing is to come."""
+        if not message.get("more_body", False):
+            given += events.flush()
+        self._tell(events)
+        error = events.error
+        if error is None and events.is_cut:
+            error = UpstreamError()  # an upstream that closes its connection looks like the end of the answer
+        if error is None:
+            await self._send({**message, "body": given})
+            return
+        if given:
+            await self._send({**message, "body": given, "more_body": True})
+        raise error
+
+    async def _hold(self, start: Message, message: Message) -> None:
         self._held.append(message)
         self._held_bytes += len(message.get("body", b""))
         if not message.get("more_body", False):
-            await self._answer()
+            self._begun = None
+            await self._answer(start, self._held)
         elif self._held_bytes > _MAXIMUM_HELD_BYTES:
             if self._dialect.is_json_only and not _looks_like_json(self._held):
                 raise UpstreamError
             await self._release()
 
     async def _release(self) -> None:
-        if self._held:
+        if self._begun is not None:
             self._large = JSONScanner(self._rate)
-            (start, *pieces), self._held = self._held, []
+            start, self._begun = self._begun, None
+            pieces, self._held = self._held, []
             await self._send(start)
             for piece in pieces:
                 await self._pass(piece)
 
-    async def _answer(self) -> None:
-        (start, *pieces), self._held = self._held, []
-        body = b"".join(piece.get("body", b"") for piece in pieces)
-        usage = self._context.usage = read_usage(body, self._rate)
-        is_readable = is_json(body) if usage is None else is_text(body)
+    async def _answer(self, start: Message, pieces: list[Message]) -> None:
+        body = b"".join([piece.get("body", b"") for piece in pieces])
+        fields = json_fields(body)
+        usage = self._context.usage = None if fields is None else usage_of(fields, self._rate)
+        is_readable = is_json(body) if fields is None else is_text(body)
         if not is_readable and (self._dialect.is_json_only or start["status"] != 204):
             raise UpstreamError
-        if usage is None and (error := reported_error(body)) is not None:
+        if usage is None and b'"error"' in body and (error := reported_error(body)) is not None:
             self._context.reported_failure = True
             raise error
-        headers = with_headers(start.get("headers", ()), usage_headers(usage) if usage is not None else [])
-        if (renamed := self._renaming(body)) is not body:
-            headers = without_headers(headers, *BODY_HEADERS)
+        headers = [] if usage is None else usage_headers(usage)
+        replaced = [name for name, _ in headers]
+        if (renamed := self._renaming(body, fields)) is not body:
             headers.append((b"content-length", b"%d" % len(renamed)))
+            replaced += BODY_HEADERS
+        headers = [*without_headers(start.get("headers", ()), *replaced), *headers]
         await self._send({**start, "headers": headers})
         await self._send({**pieces[-1], "body": renamed})
 
@@ -208,6 +234,10 @@ class _Responder:
             if not message.get("more_body", False):
                 self._context.usage = self._large.usage
         await self._send(message)
+
+
+def _is_compressed(encoding: bytes) -> bool:
+    return not _COMPRESSIONS.isdisjoint(name.strip() for name in encoding.lower().split(b","))
 
 
 def _looks_like_json(pieces: Iterable[Message]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -23,7 +24,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         name: what people read; default: the id.
         aliases: other names by which requests may call it.
         tiers: the names of the tiers that may use it, or `all`; nobody where it is left out.
-        upstreams: at most one base URL, such as `http://host:8000`; none in a mounted app.
+        upstreams: base URLs without `/v1`, such as `http://host:8000`; each request goes to the one that has the
+            fewest under way. None in a mounted app.
         upstream_model: the name that the server knows it by; default: the id.
         path: the prefix below which requests need not name it; default: `/<id>`.
         api_key_file: holds the credential that its server wants.
@@ -79,10 +81,17 @@ def _check(reader: Reader, place: str, entry: ModelSettings, tiers: Collection[s
         for name in entry.tiers:
             if name not in tiers:
                 reader.refuse(f"{place}.tiers", f"there is no tier {name}")
-    if len(entry.upstreams) > 1:
-        reader.refuse(f"{place}.upstreams", "several upstreams are not supported by this version")
+    if reader.is_sound(f"{place}.upstreams"):  # else they are not where they were written
+        servers = map(_server, entry.upstreams)
+        reader.unique((f"{place}.upstreams[{index}]", server) for index, server in enumerate(servers))
     if entry.id:
         reader.checked(f"{place}.path", _route, _path(entry))
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)  # RFC 3986 6.2.2.1 and 6.2.3
+    port = ":443" if parts.scheme == "https" else ":80"
+    return parts._replace(netloc=parts.netloc.lower().removesuffix(port)).geturl()
 
 
 def _path(entry: ModelSettings) -> str:

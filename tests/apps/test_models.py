@@ -10,6 +10,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from maas_middleware.apps.models import ModelsApp
+from maas_middleware.balancing import Balancer
 from maas_middleware.catalogue import Catalogue, Model
 from maas_middleware.context import ensure_context
 from maas_middleware.identity import Identity
@@ -59,9 +60,10 @@ def models(
     catalogue: Catalogue = CATALOGUE,
     public_url: str | None = "https://gateway.example.com",
     tiers: Sequence[Tier] | Callable[[], Sequence[Tier]] = TIERS,
+    **options: Any,
 ) -> ASGIApp:
     """The app with real shells round it."""
-    app = ModelsApp(catalogue=catalogue, tiers=tiers, public_url=public_url, clock=lambda: 1_790_000_000.9)
+    app = ModelsApp(catalogue=catalogue, tiers=tiers, public_url=public_url, clock=lambda: 1_790_000_000.9, **options)
     listing = TierMiddleware(app, resolver=GroupTierResolver(TIERS), unlisted="pass")
     return IdentityMiddleware(listing, provider=PROVIDER)
 
@@ -158,6 +160,25 @@ async def test_one_model_is_its_row_of_the_list(path: str, model_id: str) -> Non
 
     assert conversation.status == 200
     assert conversation.json() == next(row for row in listed.json()["data"] if row["id"] == model_id)
+
+
+async def test_model_is_ready_as_long_as_one_of_its_upstreams_is() -> None:
+    balancer = Balancer(failures=1)
+    catalogue = Catalogue([Model("m", upstreams=("http://a", "http://b")), Model("n", upstreams=("http://a",))])
+    app = models(catalogue, is_ready=balancer.is_ready)
+    seen = []
+
+    for model in (*catalogue.models, catalogue.models[0]):
+        upstream = balancer.choose(model)
+        assert upstream is not None
+        upstream.begin()
+        upstream.failed()
+        upstream.end()
+        seen.append((await ask(app)).json()["data"])
+    one = await ask(app, "/m")
+
+    assert [[row["ready"] for row in rows] for rows in seen] == [[True, False], [True, False], [False, False]]
+    assert one.json()["ready"] is False
 
 
 @pytest.mark.parametrize("path", ["/qwen3", "/org/llama"])

@@ -57,7 +57,7 @@ def busy_connections(transport: httpx.AsyncHTTPTransport) -> list[str]:
     return [connection.info() for connection in transport._pool.connections if not connection.is_idle()]
 
 
-def proxied(url: str, transport: httpx.AsyncBaseTransport, *, api_key: str | None = None, **timeouts: float) -> ASGIApp:
+def proxied(url: str, transport: httpx.AsyncBaseTransport, *, api_key: str | None = None, **timeouts: Any) -> ASGIApp:
     """The proxy, and what `TierMiddleware` leaves in the context."""
     model = Model(id="simulator", upstream_model=ALIAS, upstreams=(url,), api_key=api_key)
     proxy = ProxyApp(transport=transport, **timeouts)
@@ -1127,6 +1127,18 @@ async def test_cookies_of_the_upstream_do_not_travel_to_other_users(transport: h
             {b"transfer-encoding": b"chunked"},
             chunk(b"ab") + LAST_CHUNK,
             id="http/2 needs no length",
+        ),
+        pytest.param(
+            {"scope": {"http_version": "2"}, "body": [b"", b"ab", b""]},
+            {b"transfer-encoding": b"chunked"},
+            chunk(b"ab") + LAST_CHUNK,
+            id="http/2, with empty pieces",
+        ),
+        pytest.param(
+            {"scope": {"http_version": "2"}, "body": b""},
+            {b"transfer-encoding": b"chunked"},
+            LAST_CHUNK,
+            id="http/2, none",
         ),
         pytest.param({}, {}, b"", id="none"),
     ],

@@ -56,6 +56,14 @@ async def test_json_answer_tells_its_usage_in_its_headers(pieces: list[Message],
     assert context_of(app).usage == TokenUsage(5, 7, 12)
 
 
+async def test_first_of_two_types_is_the_one_that_counts() -> None:
+    begin = start(200, (b"content-type", b"application/json"), (b"content-type", b"text/event-stream"))
+
+    answer = await ask(UsageMiddleware(Answering(begin, last(JSON_ANSWER))), "/v1/embeddings")
+
+    assert answer.header("x-odhu-usage-total-tokens") == "12"
+
+
 async def test_usage_of_0_is_0_and_not_unknown() -> None:
     app = Answering(*json_answer(b'{"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}'))
 
@@ -386,6 +394,12 @@ async def test_large_answer_in_seconds_is_metered_too() -> None:
             id="responses",
         ),
         pytest.param(b'{"error":{"message":"Too long","code":400}}', UpstreamRefusal, "Too long", id="refusal"),
+        pytest.param(
+            b'{"response":{"error":{"message":"Half of 10.128.4.7"}}}',
+            UpstreamError,
+            "The model failed to answer",
+            id="inner-that-tells-too-much",
+        ),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT_COMPLETIONS, "/v1/embeddings"])

@@ -883,11 +883,12 @@ def test_the_defaults_of_a_model() -> None:
 
 
 def test_a_model_is_read_completely(write: Write) -> None:
+    upstreams = ["http://h:8000/base", "https://h:8000/base", "http://h:8001/base", "http://h:8000/Base"]
     written = {
         "id": "m",
         "name": "Model",
         "tiers": ["free", "premium"],
-        "upstreams": ["http://h:8000/base"],
+        "upstreams": upstreams,
         "upstream_model": "org/m",
         "path": "/x/y",
         "api_key_file": write(" hunter2\n", "key"),
@@ -899,10 +900,18 @@ def test_a_model_is_read_completely(write: Write) -> None:
     (model,) = models_of(load_settings({}, models=[written])) or ()
 
     assert (model.id, model.name, model.upstream_model, model.path) == ("m", "Model", "org/m", "/x/y")
-    assert (model.tiers, model.upstreams) == (frozenset({"free", "premium"}), ("http://h:8000/base",))
+    assert (model.tiers, model.upstreams) == (frozenset({"free", "premium"}), tuple(upstreams))
     assert (model.aliases, model.context_length, model.audio_tokens_per_second) == (("gpt-4o", "org/m"), 8192, 0)
     assert model.api_key == "hunter2"
     assert "hunter2" not in repr(model)
+
+
+def test_models_may_share_an_upstream() -> None:
+    models = [{"id": name, "upstreams": ["http://a", f"http://{name}"]} for name in ("m", "n")]
+
+    m, n = models_of(load_settings({}, models=models)) or ()
+
+    assert (m.upstreams, n.upstreams) == (("http://a", "http://m"), ("http://a", "http://n"))
 
 
 def test_all_stands_for_every_tier() -> None:
@@ -974,10 +983,23 @@ SLASHES = "has to start with a slash, and to have none at its end and no two in 
         pytest.param([{"id": "m", "path": "/"}], f"models[0].path: / {SLASHES}", id="root"),
         pytest.param([{"id": "/m"}], f"models[0].path: //m {SLASHES}", id="id-with-slash"),
         pytest.param([{"id": "m", "tiers": ["gold"]}], "models[0].tiers: there is no tier gold", id="unknown-tier"),
+        *(
+            pytest.param(
+                [{"id": "m", "upstreams": ["http://b", *twice]}],
+                f"models[0].upstreams[2]: {server} is taken by models[0].upstreams[1]",
+                id=f"upstream-twice-{name}",
+            )
+            for name, twice, server in (
+                ("as-written", ("http://a:8000/x", "http://a:8000/x"), "http://a:8000/x"),
+                ("in-other-letters", ("http://a", "HTTP://A"), "http://a"),
+                ("with-the-port-of-http", ("http://a:80/x", "http://a/x"), "http://a/x"),
+                ("with-the-port-of-https", ("https://[::1]", "https://[::1]:443"), "https://[::1]"),
+            )
+        ),
         pytest.param(
-            [{"id": "m", "upstreams": ["http://a", "http://b"]}],
-            "models[0].upstreams: several upstreams are not supported by this version",
-            id="several-upstreams",
+            [{"id": "m", "upstreams": ["h:8000", "http://a", "http://a"]}],
+            "models[0].upstreams[0]: has to be an absolute http or https URL",
+            id="upstream-twice-behind-one-that-is-none",
         ),
         pytest.param(
             [{"id": "m", "upstreams": ["h:8000"]}],

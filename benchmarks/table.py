@@ -12,23 +12,24 @@ from typing import Any
 
 @dataclass
 class Cell:
-    """One thing in one setting: microseconds a call, and beside each what it is compared with."""
+    """One thing in one setting: a value in each round, and its ratio to what it is compared with, if anything."""
 
-    microseconds: list[float] = field(default_factory=list)
-    compared: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
 
-    def add(self, microseconds: float, compared: float) -> None:
-        self.microseconds.append(microseconds)
-        self.compared.append(compared)
+    def add(self, value: float, compared: float | None) -> None:
+        self.values.append(value)
+        if compared:
+            self.ratios.append(value / compared)
 
     @property
     def median(self) -> float:
-        return median(self.microseconds)
+        return median(self.values)
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """The median of the ratios, each within its round: what slows a whole round falls out."""
-        return median(mine / other for mine, other in zip(self.microseconds, self.compared, strict=True))
+        return median(self.ratios) if self.ratios else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +43,44 @@ class Goal:
         return f"< {self.below:g} {self.unit}"
 
     def is_met(self, cells: Sequence[Cell]) -> bool:
-        return all((cell.median if self.unit == "us" else cell.ratio) < self.below for cell in cells)
+        return all(_is_below(cell.median if self.unit == "us" else cell.ratio, self.below) for cell in cells)
 
 
 class Table:
-    """Rows of what was measured by settings.
+    """Rows of what was measured by settings; a cell may be missing.
 
     Args:
-        title: tells what a ratio is to.
+        title: tells what is measured, and what a ratio is to.
         goals: by the names of rows.
         notes: printed below.
+        unit: what a record calls a value.
     """
 
-    def __init__(self, title: str, settings: Sequence[str], goals: dict[str, Goal], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        title: str,
+        settings: Sequence[str],
+        goals: dict[str, Goal],
+        notes: Sequence[str] = (),
+        unit: str = "microseconds",
+    ) -> None:
         self._title = title
         self._settings = settings
         self._goals = goals
         self._notes = notes
+        self._unit = unit
         self._rows: dict[str, dict[str, Cell]] = {}
 
-    def add(self, name: str, setting: str, microseconds: float, compared: float) -> None:
-        self._rows.setdefault(name, {}).setdefault(setting, Cell()).add(microseconds, compared)
+    def add(self, name: str, setting: str, value: float, compared: float | None) -> None:
+        self._rows.setdefault(name, {}).setdefault(setting, Cell()).add(value, compared)
 
     def __str__(self) -> str:
         lines = [[self._title, *self._settings, "goal"]]
         for name, cells in self._rows.items():
-            told = [f"{cells[setting].median:,.1f}  x{cells[setting].ratio:,.2f}" for setting in self._settings]
-            lines.append([name, *told, self._outcome(name)])
+            lines.append([name, *(_told(cells.get(setting)) for setting in self._settings), self._outcome(name)])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        if not self._goals:
+            widths, lines = widths[:-1], [line[:-1] for line in lines]
         rows = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
         return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:], *self._notes]) + "\n"
 
@@ -78,13 +89,14 @@ class Table:
         for name, cells in self._rows.items():
             goal = self._goals.get(name)
             for setting in self._settings:
-                cell = cells[setting]
+                if (cell := cells.get(setting)) is None:
+                    continue
                 yield {
                     "name": name,
                     "setting": setting,
-                    "microseconds": round(cell.median, 2),
-                    "ratio": round(cell.ratio, 3),
-                    "rounds": len(cell.microseconds),
+                    self._unit: round(cell.median, 2),
+                    "ratio": cell.ratio and round(cell.ratio, 3),
+                    "rounds": len(cell.values),
                     "goal": goal and str(goal),
                     "is_met": goal and goal.is_met([cell]),
                 }
@@ -96,11 +108,19 @@ class Table:
         return f"{goal}: {'met' if goal.is_met(list(self._rows[name].values())) else 'missed'}"
 
 
-def versions(redis_server: str | None) -> dict[str, str | None]:
-    """Of everything that the numbers depend on; that of the server comes from whoever runs it."""
-    names = ("maas-middleware", "limits", "redis")
+def _told(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell.median:,.1f}" + ("" if cell.ratio is None else f"  x{cell.ratio:,.2f}")
+
+
+def _is_below(value: float | None, bound: float) -> bool:
+    return value is not None and value < bound
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Of Python, of ours, and of what else the numbers depend on."""
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        "redis-server": redis_server,
+        **{name: version(name) for name in ("maas-middleware", *distributions)},
     }

@@ -1,0 +1,34 @@
+"""From Settings to what speaks to model servers."""
+
+from __future__ import annotations
+
+from .apps.proxy import ProxyApp
+from .balancing import Balancer
+from .settings import ConfigurationError, Problem, Settings
+from .transports import LoopTransport, upstream_transport
+
+
+def transport_of(settings: Settings) -> LoopTransport:
+    """The HTTP client for all model servers.
+
+    Raises:
+        ConfigurationError: what it needs is not installed.
+    """
+    try:
+        return upstream_transport(settings.proxy.transport)
+    except ValueError as error:
+        raise ConfigurationError([Problem("proxy.transport", str(error))]) from None
+
+
+def proxy_of(settings: Settings, transport: LoopTransport, balancer: Balancer) -> ProxyApp:
+    """The app inside the gateway."""
+    proxy = settings.proxy
+    return ProxyApp(
+        transport=transport,
+        balancer=balancer,
+        connect_timeout=proxy.connect_timeout,
+        first_byte_timeout=proxy.first_byte_timeout,
+        idle_timeout=proxy.idle_timeout,
+        total_timeout=proxy.total_timeout,
+        keepalive_interval=proxy.keepalive_interval,
+    )
