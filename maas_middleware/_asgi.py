@@ -87,8 +87,10 @@ def without_headers(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> He
 
 def with_headers(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> Headers:
     """The headers with ours in place of those of the same names, as a new list."""
-    names = {name for name, _ in ours}
-    return [*[pair for pair in headers if pair[0].lower() not in names], *ours]
+    names = dict(ours)
+    replaced = [pair for pair in headers if pair[0].lower() not in names]
+    replaced += ours
+    return replaced
 
 
 async def read_body(receive: Receive, limit: int, seconds: float = BODY_SECONDS) -> bytes:
@@ -130,25 +132,19 @@ def _rest(begun: Coroutine[Any, Any, T], waited_for: Any) -> Generator[Any, Any,
 
 
 async def _read_pieces(receive: Receive, limit: int) -> bytes:
-    body, more = await _read_piece(receive, limit)
-    if not more:
-        return body
-    pieces, size = [body], len(body)
-    while more:
-        body, more = await _read_piece(receive, limit - size)
-        pieces.append(body)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body: bytes = message.get("body", b"")
         size += len(body)
-    return b"".join(pieces)
-
-
-async def _read_piece(receive: Receive, limit: int) -> tuple[bytes, bool]:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientLeft
-    body: bytes = message.get("body", b"")
-    if len(body) > limit:
-        raise RequestTooLarge
-    return body, message.get("more_body", False)
+        if size > limit:
+            raise RequestTooLarge
+        if not message.get("more_body", False):
+            return b"".join([*pieces, body]) if pieces else body
+        pieces.append(body)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
@@ -161,11 +157,21 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return replay_receive
 
 
+class _Described(Headers):
+    """The headers of a request that say what there is to say of its body."""
+
+    body: bytes
+
+
 def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
     """The scope and `receive` of the same request with another body, which is JSON and nothing else."""
-    headers = [pair for pair in scope["headers"] if pair[0].lower() not in _DESCRIPTIONS]
-    headers += (_JSON, (b"content-length", b"%d" % len(body)))
-    return {**scope, "headers": headers}, replay(body, receive)
+    headers = scope["headers"]
+    if not isinstance(headers, _Described) or headers.body is not body:
+        headers = _Described([pair for pair in headers if pair[0].lower() not in _DESCRIPTIONS])
+        headers += (_JSON, (b"content-length", b"%d" % len(body)))
+        headers.body = body
+        scope = {**scope, "headers": headers}
+    return scope, replay(body, receive)
 
 
 async def read_json(
@@ -177,9 +183,11 @@ async def read_json(
     """
     body = await read_body(receive, limit, seconds)
     context = ensure_context(scope)
-    if not isinstance(context.request, JSONRequest) or context.request.encoded != body:
-        context.request = JSONRequest.parse(body)
-    return context.request
+    known = context.request
+    if isinstance(known, JSONRequest) and known.encoded == body:
+        return known
+    request = context.request = JSONRequest.parse(body)
+    return request
 
 
 async def reject(scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
@@ -58,7 +59,10 @@ class Leases:
         self._ledger = ledger
         self._clock = clock
         self._timeout = timeout
-        self._due: OrderedDict[tuple[str, str], tuple[float, Lease]] = OrderedDict()  # soonest first
+        # not inherited: what a subclass adds may wait
+        self._never_waits = vars(type(ledger)).get("never_waits", False)
+        self._next_look = math.inf  # nothing is due before
+        self._due: OrderedDict[int, tuple[float, Lease]] = OrderedDict()  # by identity, soonest first
 
     async def admit(self, subjects: Sequence[Subject], demand: Demand) -> Admission:
         """Ask one budget after the other. Where one refuses, those before it get back what they gave.
@@ -66,57 +70,83 @@ class Leases:
         Raises:
             StoreUnavailable: one of them cannot be reached, or takes too long.
         """
-        answers: list[tuple[Subject, Verdict]] = []
-        leases: list[Lease] = []
+        first = subjects[0]
+        verdict = await self._ask(first, demand)
+        if verdict.lease is None:
+            return refused([], (first, verdict))
+        if len(subjects) > 1:
+            return await self._admit_behind((first, verdict), verdict.lease, subjects[1:], demand)
+        self._keep((verdict.lease,))
+        return Admission(verdict, (verdict.lease,))
+
+    async def _admit_behind(
+        self, first: tuple[Subject, Verdict], lease: Lease, others: Sequence[Subject], demand: Demand
+    ) -> Admission:
+        answers, leases = [first], [lease]
         try:
-            for subject in subjects:
-                verdict = await in_time(self._ledger.admit(subject, demand), self._timeout)
-                answers.append((subject, verdict))
+            for subject in others:
+                verdict = await self._ask(subject, demand)
                 if verdict.lease is None:
                     break
+                answers.append((subject, verdict))
                 leases.append(verdict.lease)
         finally:
-            if len(leases) < len(subjects):
+            if len(leases) <= len(others):
                 await self.settle(leases, _GIVEN_BACK)
-        if len(leases) == len(subjects):
+        if len(leases) > len(others):
             self._keep(leases)
             return admitted(answers)
-        *before, refusal = answers
         try:
-            now = [(subject, await in_time(self._ledger.peek(subject), self._timeout)) for subject, _ in before]
+            now = [(before, await self._in_time(self._ledger.peek(before))) for before, _ in answers]
         except StoreUnavailable:
             now = []  # it is refused all the same
-        return refused([*now, refusal], refusal)
+        return refused(now, (subject, verdict))
+
+    def _ask(self, subject: Subject, demand: Demand) -> Awaitable[Verdict]:
+        return self._in_time(self._ledger.admit(subject, demand))
+
+    def _in_time(self, call: Awaitable[T]) -> Awaitable[T]:
+        return call if self._never_waits else in_time(call, self._timeout)
 
     def _keep(self, leases: Iterable[Lease]) -> None:
         due_at = self._clock() + RENEWAL_SECONDS
         for lease in leases:
-            self._due[lease.subject.key, lease.id] = (due_at, lease)
+            self._due[id(lease)] = (due_at, lease)
+        if due_at < self._next_look:
+            self._next_look = due_at
 
     async def settle(self, leases: Sequence[Lease], charge: Charge) -> None:
         """End what a request holds. A ledger in trouble is logged: it must not break an answer off."""
         for lease in leases:
-            self._due.pop((lease.subject.key, lease.id), None)
-        if len(leases) == 1:
-            await self._attempt(self._ledger.settle(leases[0], charge))
+            self._due.pop(id(lease), None)
+        if self._never_waits or len(leases) == 1:
+            for lease in leases:
+                await self._attempt(self._ledger.settle(lease, charge))
             return
         async with anyio.create_task_group() as calls:  # all of them begin, even if asyncio cancels this task
             for lease in leases:
                 calls.start_soon(self._attempt, self._ledger.settle(lease, charge))
+
+    @property
+    def may_be_due(self) -> bool:
+        """Whether `renew_due` may find something to do."""
+        return self._clock() >= self._next_look
 
     async def renew_due(self) -> None:
         """Renew the lease that was not renewed for the longest time, if that is half a minute or more.
 
         No more than one, because it is somebody else's request that waits for it.
         """
-        due_at, lease = next(iter(self._due.values()), (0.0, None))
-        if lease is not None and due_at <= self._clock():
-            del self._due[lease.subject.key, lease.id]
-            self._keep([lease])
-            await self._attempt(self._ledger.renew(lease))
+        due_at, lease = next(iter(self._due.values()), (math.inf, None))
+        if lease is None or due_at > self._clock():
+            self._next_look = due_at
+            return
+        del self._due[id(lease)]
+        self._keep([lease])
+        await self._attempt(self._ledger.renew(lease))
 
     async def _attempt(self, operation: Awaitable[None]) -> None:
         try:
-            await in_time(operation, self._timeout)
+            await self._in_time(operation)
         except Exception:
             logger.exception("the ledger failed")

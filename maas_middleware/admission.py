@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import msgspec
 
 from .errors import RateLimitExceeded
 from .limiting import Budget, Lease, Subject, Verdict, retry_headers
@@ -11,8 +13,7 @@ from .limiting import Budget, Lease, Subject, Verdict, retry_headers
 JITTER = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """The answer of all budgets of a request.
 
     Attributes:
@@ -29,13 +30,13 @@ class Admission:
 
 def admitted(answers: Sequence[tuple[Subject, Verdict]]) -> Admission:
     """Put the answers of budgets that all admit together; the first is the user's own."""
-    leases = tuple(verdict.lease for _, verdict in answers if verdict.lease is not None)
+    leases = tuple([verdict.lease for _, verdict in answers if verdict.lease is not None])
     return Admission(_shown(answers, None), leases)
 
 
-def refused(answers: Sequence[tuple[Subject, Verdict]], refusal: tuple[Subject, Verdict]) -> Admission:
-    """Put them together where one of them refuses."""
-    return Admission(_shown(answers, refusal), refusal=refusal)
+def refused(others: Sequence[tuple[Subject, Verdict]], refusal: tuple[Subject, Verdict]) -> Admission:
+    """Put the answer of a budget that refuses together with what others say."""
+    return Admission(_shown([*others, refusal], refusal), refusal=refusal)
 
 
 def asked(answers: Sequence[tuple[Subject, Verdict]]) -> Admission:
@@ -69,13 +70,13 @@ def after_use(verdict: Verdict, used: int) -> Verdict:
         return verdict
     budget = verdict.tokens
     before = budget.remaining + verdict.lease.tokens
-    left = max(0, min(before - used, budget.limit.amount))
-    if left == budget.limit.amount:
-        return replace(verdict, tokens=Budget(budget.limit, left, 0, 0))
-    more_ms = budget.more_ms
-    if before == budget.limit.amount:  # it is the only use, and counts from now on
-        more_ms = budget.reset_ms
-    return replace(verdict, tokens=replace(budget, remaining=left, more_ms=more_ms))
+    limit = budget.limit
+    left = max(0, min(before - used, limit.amount))
+    if left == limit.amount:
+        return Verdict(verdict.lease, verdict.requests, Budget(limit, left, 0, 0))
+    # where it is the only use, that counts from now on
+    more_ms = budget.reset_ms if before == limit.amount else budget.more_ms
+    return Verdict(verdict.lease, verdict.requests, Budget(limit, left, budget.reset_ms, more_ms))
 
 
 def after_failure(verdict: Verdict) -> Verdict:

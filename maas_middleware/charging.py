@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from .dialects import Dialect
 from .limiting import Charge
@@ -40,8 +41,7 @@ def is_failure(status: int) -> bool:
     return status >= 500 or status in (401, 403)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an admitted request ended.
 
     Attributes:
@@ -69,16 +69,18 @@ class Outcome:
     @property
     def cost_nothing(self) -> bool:
         """Whether the caller got nothing that the model worked for."""
-        never_began = self.failed and self.status is None and not self.client_left
-        model_failed = self.status is not None and is_failure(self.status)
-        only_failed = self.reported_failure and not self.produced and self.used is None
-        return self.refused or never_began or model_failed or only_failed
+        if self.refused or (self.reported_failure and not self.produced and self.used is None):
+            return True
+        if self.status is None:
+            return self.failed and not self.client_left
+        return is_failure(self.status)
 
     @property
     def lacks_usage(self) -> bool:
         """Whether a whole answer came without usage, so that its estimate has to do."""
-        is_answer = self.complete and not self.client_left and not self.cost_nothing and not self.is_refusal
-        return is_answer and self.used is None
+        if self.used is not None or not self.complete or self.client_left:
+            return False
+        return not self.cost_nothing and not self.is_refusal
 
     @property
     def is_refusal(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import msgspec
 
 from .catalogue import Model
 from .endpoints import Endpoint
@@ -17,8 +18,7 @@ from .usage import TokenUsage
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class MaaSContext:
+class MaaSContext(msgspec.Struct):
     """What is known of a request so far; None means that it is not known.
 
     Each field has one writer: `ErrorEnvelopeMiddleware` writes `request_id`; `IdentityMiddleware` `identity`;
@@ -52,12 +52,11 @@ class MaaSContext:
 def ensure_context(scope: MutableMapping[str, Any]) -> MaaSContext:
     """Return the request's context, made now if it has none."""
     try:
-        context = scope["state"]["maas"]
+        context: MaaSContext | None = scope["state"]["maas"]
     except KeyError:
         context = None
     if context is None:
         context = scope.setdefault("state", {})["maas"] = MaaSContext()
-    assert isinstance(context, MaaSContext)
     return context
 
 

@@ -105,7 +105,7 @@ _BELOW = tuple(path.removesuffix("*") for path in _BY_PATH if path.endswith("/*"
 # a model of one of these names could not be reached, or would hide what is there
 RESERVED_SEGMENTS = frozenset({"maas-api", "v1", ".well-known", *(path.split("/")[1] for path in _BELOW)})
 _ERROR_FORMATS = {
-    endpoint.path: endpoint.dialect.errors
+    f"{endpoint.path}/": endpoint.dialect.errors
     for endpoint in ENDPOINTS
     if endpoint.dialect is not None and endpoint.dialect.errors != "openai"
 }
@@ -114,7 +114,10 @@ _ERROR_FORMATS = {
 def error_format(path: str) -> ErrorFormat:
     """The shape of errors on a path and below it, also behind a model's prefix or a mount point."""
     path = path.rstrip("/") + "/"
-    return next((errors for known, errors in _ERROR_FORMATS.items() if f"{known}/" in path), "openai")
+    for known, errors in _ERROR_FORMATS.items():
+        if known in path:
+            return errors
+    return "openai"
 
 
 def endpoints_at(path: str) -> Mapping[str, Endpoint]:

@@ -11,7 +11,7 @@ from .dialects import CHAT, RESPONSES, Dialect
 from .endpoints import Endpoint
 from .errors import AccessDenied, InvalidRequest
 from .identity import Identity
-from .limiting import Subject
+from .limiting import NO_LIMITS, Subject
 from .requests import CONTENT_FIELDS, UNOWNED_FIELDS, InferenceRequest, JSONRequest
 from .tiers import Feature, Tier
 
@@ -164,7 +164,7 @@ def _over(limit: int, request: JSONRequest, name: str) -> InvalidRequest:
 def subjects_of(tier: Tier, identity: Identity, model: Model | None) -> tuple[Subject, ...]:
     """The budgets that a request takes from: the user's, the user's on the model, and the model's own."""
     subject = tier.subject(identity)
-    if model is None:
+    if model is None or (not tier.models and model.limits is NO_LIMITS):
         return (subject,)
     others = (tier.subject_on(model.id, identity), model.subject)
-    return (subject, *(other for other in others if other is not None))
+    return (subject, *[other for other in others if other is not None])

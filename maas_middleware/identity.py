@@ -73,10 +73,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     Raises:
         InvalidRequest: it is repeated.
     """
-    values = [value for key, value in scope["headers"] if key.lower() == name]
-    if len(values) > 1:
-        raise InvalidRequest(f"The header {name.decode()} is repeated", code="repeated_header")
-    return values[0] if values else None
+    found: bytes | None = None
+    for key, value in scope["headers"]:
+        if key.lower() == name:
+            found = _only(name, value, found)
+    return found
 
 
 def credential(scope: Scope) -> str | None:
@@ -86,8 +87,15 @@ def credential(scope: Scope) -> str | None:
         InvalidRequest: a header is repeated.
         InvalidCredentials: `malformed`: no token behind the scheme, or one over 8 KiB.
     """
-    token = header(scope, b"x-api-key")
-    if (authorization := header(scope, b"authorization")) is not None:
+    authorization: bytes | None = None
+    token: bytes | None = None
+    for key, value in scope["headers"]:
+        name = key.lower()
+        if name == b"authorization":
+            authorization = _only(name, value, authorization)
+        elif name == b"x-api-key":
+            token = _only(name, value, token)
+    if authorization is not None:
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
@@ -96,3 +104,9 @@ def credential(scope: Scope) -> str | None:
     if not (token := token.strip()) or len(token) > MAXIMUM_TOKEN_BYTES:
         raise InvalidCredentials("malformed")
     return token.decode("latin-1")
+
+
+def _only(name: bytes, value: bytes, before: bytes | None) -> bytes:
+    if before is not None:
+        raise InvalidRequest(f"The header {name.decode()} is repeated", code="repeated_header")
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from limits import parse_many
@@ -10,6 +11,11 @@ from limits import parse_many
 from .durations import format_duration
 
 DAY_SECONDS = 86_400
+_duration = lru_cache(maxsize=256)(format_duration)  # windows of one length are full in the same millisecond
+_OF_REQUESTS, _OF_TOKENS = (
+    tuple(b"x-ratelimit-%s-%s" % (part, kind) for part in (b"limit", b"remaining", b"reset"))
+    for kind in (b"requests", b"tokens")
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -161,7 +167,11 @@ class Verdict:
 
 
 class Ledger(Protocol):
-    """Counts. Every admitted request is settled at most once, whatever happens to it."""
+    """Counts. Every admitted request is settled at most once, whatever happens to it.
+
+    Calls have a deadline, and are shielded from the end of their request. A class that says `never_waits = True` in its
+    own body promises that none of its methods ever waits for anything, and is called without.
+    """
 
     async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
         """Check every limit, and only then charge one request and lease the tokens, atomically.
@@ -194,19 +204,17 @@ class Ledger(Protocol):
 
 def limit_headers(verdict: Verdict, *, ietf: bool) -> Headers:
     """All that a client is told of its limits; the fields of the IETF draft only where they are wanted."""
-    return [*rate_limit_headers(verdict), *(ietf_headers(verdict) if ietf else ())]
+    return rate_limit_headers(verdict) + (ietf_headers(verdict) if ietf else [])
 
 
 def rate_limit_headers(verdict: Verdict) -> Headers:
     """`x-ratelimit-limit-*`, `-remaining-*` and `-reset-*` for requests and tokens; none for what is unlimited."""
     headers: Headers = []
-    for name, budget in ((b"requests", verdict.requests), (b"tokens", verdict.tokens)):
+    for (limit, remaining, reset), budget in ((_OF_REQUESTS, verdict.requests), (_OF_TOKENS, verdict.tokens)):
         if budget is not None:
-            headers += [
-                (b"x-ratelimit-limit-" + name, b"%d" % budget.limit.amount),
-                (b"x-ratelimit-remaining-" + name, b"%d" % budget.remaining),
-                (b"x-ratelimit-reset-" + name, format_duration(budget.reset_ms).encode()),
-            ]
+            headers.append((limit, b"%d" % budget.limit.amount))
+            headers.append((remaining, b"%d" % budget.remaining))
+            headers.append((reset, _duration(budget.reset_ms).encode()))
     return headers
 
 

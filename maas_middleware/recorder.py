@@ -91,16 +91,18 @@ class UsageRecorder:
         if not (charge.request or charge.tokens):
             return
         day = int(self._clock() // DAY_SECONDS)
-        key = (owner, day, self._known(owner, day, model))
-        sums = self._waiting.get(key)
+        sums = self._waiting.get((owner, day, model)) or self._sums((owner, day, self._known(owner, day, model)))
         if sums is None:
-            if len(self._waiting) >= self._room:
-                self._drop()
-                return
-            sums = self._waiting[key] = [0, 0, 0]
+            self._drop()
+            return
         sums[0] += charge.request
         sums[1] += input_tokens
         sums[2] += charge.tokens - input_tokens
+
+    def _sums(self, key: _Key) -> list[int] | None:
+        if key not in self._waiting and len(self._waiting) >= self._room:
+            return None
+        return self._waiting.setdefault(key, [0, 0, 0])
 
     def _known(self, owner: str, day: int, model: str) -> str:
         # where the inner app knows the models, the name may be anything that somebody sent, another each time

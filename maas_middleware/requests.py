@@ -123,20 +123,19 @@ class JSONRequest:
         include_usage = _is_true(options, "include_usage")
         caps = [cap for name in _CAPS if (cap := known.get(name)) is not None]
         return cls(
-            fields=fields,
-            model=known.get("model"),
-            stream=known.get("stream") is True,
-            include_usage=include_usage,
-            running_usage=include_usage and _is_true(options, "continuous_usage_stats"),
-            answers=max(known.get("n") or 1, known.get("best_of") or 1) * _prompts(fields.get("prompt")),
-            cap=max(caps, default=None),
+            fields,
+            known.get("model"),
+            known.get("stream") is True,
+            include_usage,
+            include_usage and _is_true(options, "continuous_usage_stats"),
+            max(known.get("n") or 1, known.get("best_of") or 1) * _prompts(fields.get("prompt")),
+            max(caps, default=None),
         )
 
     @property
     def encoded(self) -> bytes:
         """The body that carries exactly these fields; the same object each time."""
-        encoded = self._encoded
-        if encoded is None:
+        if (encoded := self._encoded) is None:
             encoded = _encode(self.fields)
             object.__setattr__(self, "_encoded", encoded)
         return encoded
@@ -179,19 +178,19 @@ class JSONRequest:
     def prompt_tokens(self) -> int:
         """4 bytes are taken for a token, and an image for 512 tokens; what is given as a data URL is no text."""
         size, images = 0, 0
-        for name, raw in self.fields.items():
-            if name in _PROMPT_FIELDS:
-                value = bytes(raw)
-                urls = _DATA_URL.findall(value) if b'"data' in value else []
-                size += len(value) - sum(map(len, urls))
-                if b"image" in value or urls:
-                    images += max(len(urls), len(_IMAGE.findall(value)))
+        for name in self.fields.keys() & _PROMPT_FIELDS:
+            value = bytes(self.fields[name])
+            size += len(value)
+            if b'"data' in value or b"image" in value:
+                urls = _DATA_URL.findall(value)
+                size -= sum(map(len, urls))
+                images += max(len(urls), len(_IMAGE.findall(value)))
         return -(-size // BYTES_PER_TOKEN) + images * TOKENS_PER_IMAGE
 
     @property
     def prompt_bytes(self) -> int:
         """The size of what the model is to read: no tokenizer makes more tokens of it."""
-        return sum(len(bytes(raw)) for name, raw in self.fields.items() if name in _PROMPT_FIELDS)
+        return sum(len(bytes(self.fields[name])) for name in self.fields.keys() & _PROMPT_FIELDS)
 
     def has(self, name: str) -> bool:
         """Whether a field says anything: it is there, and neither null, false nor empty."""
@@ -226,14 +225,18 @@ def _prompts(raw: msgspec.Raw | None) -> int:
 def _refuse_look_alikes(fields: Mapping[str, msgspec.Raw]) -> None:
     if len(fields) > _MAXIMUM_KEYS:
         raise InvalidRequest("The request body has too many keys", code="invalid_json")
-    for name in fields:
+    for name in fields.keys() - _JUDGED:
         # servers that match names without case would read another value than was judged
-        if name not in _JUDGED and name.casefold() in _JUDGED:
+        if name.casefold() in _JUDGED:
             raise InvalidRequest(f"`{name}` has to be written `{name.casefold()}`", code="invalid_value", param=name)
 
 
 def _known(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
-    return {name: _decoded(name, fields[name], decode) for name, decode in _DECODERS.items() if name in fields}
+    try:
+        return {name: _DECODERS[name](fields[name]) for name in fields if name in _DECODERS}
+    except (msgspec.MsgspecError, RecursionError):
+        # in the order of the table it is always the same one that is named
+        return {name: _decoded(name, fields[name], decode) for name, decode in _DECODERS.items() if name in fields}
 
 
 def _decoded(name: str, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any]) -> Any:

@@ -81,8 +81,10 @@ class GroupTierResolver:
         self._tiers = tiers if callable(tiers) else lambda: tiers
 
     async def resolve(self, identity: Identity, /) -> Tier:
-        groups = set(identity.groups)
-        matching = [tier for tier in self._tiers() if not groups.isdisjoint(tier.groups)]
-        if not matching:
+        groups, highest = set(identity.groups), None
+        for tier in self._tiers():
+            if (highest is None or tier.level > highest.level) and not groups.isdisjoint(tier.groups):
+                highest = tier
+        if highest is None:
             raise NoTier
-        return max(matching, key=lambda tier: tier.level)
+        return highest

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
 Script = Callable[["Connection"], Awaitable[None]]
 
@@ -21,8 +21,8 @@ class Connection:
         client_left: set when the client closed the connection, as far as the script reads or writes.
     """
 
-    def __init__(self, stream: SocketStream) -> None:
-        self.stream = stream
+    def __init__(self, stream: ByteStream) -> None:
+        self.stream: ByteStream = stream
         self.received = b""
         self.sent = 0
         self.client_left = anyio.Event()

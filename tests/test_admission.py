@@ -73,10 +73,19 @@ def test_budget_with_the_longest_wait_refuses() -> None:
     assert whole.shown == Verdict(None, PLENTY.requests, PLENTY.tokens, "requests", 7_000)
 
 
+def test_budget_of_the_user_that_refuses_is_shown_beside_the_others() -> None:
+    refusal = (ON_MODEL, refusing(LEAST, "tokens", 300))
+
+    whole = refused([(ALICE, PLENTY)], refusal)
+
+    assert (whole.leases, whole.refusal) == ((), refusal)
+    assert whole.shown == Verdict(None, LEAST.requests, LEAST.tokens, "tokens", 300)
+
+
 def test_ledger_that_does_not_say_why_refuses_all_the_same() -> None:
     answer = (ALICE, Verdict(None, None, None))
 
-    assert refused([answer], answer) == Admission(answer[1], (), answer)
+    assert refused([], answer) == Admission(answer[1], (), answer)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -95,6 +96,33 @@ def test_another_route_path_stays_below_the_root(path: str, root: str, rewritten
 
     assert (changed["path"], changed["raw_path"], changed["root_path"]) == (rewritten, raw, root)
     assert scope == before
+
+
+@pytest.mark.parametrize(
+    ("raw", "forwarded"),
+    [
+        pytest.param(b"/v1/x", b"/v1/x", id="as-it-is"),
+        pytest.param(b"/v1/%78", b"/v1/x", id="written-otherwise"),
+        pytest.param(None, b"/v1/x", id="unknown"),
+    ],
+)
+def test_path_is_forwarded_as_it_was_matched_however_the_client_wrote_it(raw: bytes | None, forwarded: bytes) -> None:
+    scope = http_scope(path="/v1/x")
+    if raw is None:
+        scope.pop("raw_path", None)
+    else:
+        scope["raw_path"] = raw
+
+    changed = with_route_path(scope, "/v1/x")
+
+    assert (changed["path"], changed["raw_path"]) == ("/v1/x", forwarded)
+    assert scope.get("raw_path") == raw
+
+
+def test_route_path_that_is_the_root_once_more_stays_below_it() -> None:
+    scope = {"type": "http", "path": "/v1/x", "raw_path": b"/v1/x", "root_path": "/v1"}
+
+    assert with_route_path(scope, "/v1/x")["path"] == "/v1/v1/x"
 
 
 def test_headers_are_found_in_any_case_and_the_first_one_counts() -> None:
@@ -231,6 +259,25 @@ async def test_request_is_judged_once_while_nobody_changes_its_body() -> None:
 
     assert judged[1] is judged[0]
     assert [request.model for request in judged] == ["a", "a", "b"]
+
+
+async def test_headers_that_describe_a_body_are_made_once_for_it() -> None:
+    scopes: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, 100)
+        outer, receive = with_body(scope, receive, body)
+        same, receive = with_body(outer, receive, body)
+        added = {**outer, "headers": [*outer["headers"], (b"content-length", b"1")]}
+        scopes.extend([outer, same, with_body(added, receive, body)[0], with_body(outer, receive, b"{}")[0]])
+
+    await converse(app, "POST", body=b"body")
+
+    outer, same, added, other = scopes
+    assert same is outer
+    assert [value for name, value in added["headers"] if name == b"content-length"] == [b"4"]
+    assert [value for name, value in other["headers"] if name == b"content-length"] == [b"2"]
+    assert [value for name, value in outer["headers"] if name == b"content-length"] == [b"4"]
 
 
 async def test_request_in_another_form_is_judged_anew() -> None:
@@ -432,3 +479,117 @@ async def test_body_that_does_not_come_in_time_is_408() -> None:
         await read_body(receive, 100, seconds=0.01)
 
     assert (caught.value.status, caught.value.type, caught.value.code) == (408, "timeout_error", "request_timeout")
+
+
+async def test_body_that_comes_late_but_in_time_is_read_whole() -> None:
+    pieces = [b"12", b"34", b"5"]
+
+    async def receive() -> Message:
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    assert await read_body(receive, 5) == b"12345"
+
+
+async def test_body_that_does_not_come_in_time_is_408_inside_of_a_scope_of_somebody_else() -> None:
+    async def receive() -> Message:
+        with anyio.move_on_after(20):
+            await anyio.sleep_forever()
+        raise AssertionError
+
+    with pytest.raises(RequestTimeout):
+        await read_body(receive, 100, seconds=0.01)
+
+
+async def test_deadline_of_somebody_else_inside_of_receive_is_none_of_ours() -> None:
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        with anyio.move_on_after(0.01):
+            await anyio.sleep_forever()
+        messages.append({"type": "http.request", "body": b"late"})
+        return messages[-1]
+
+    assert await read_body(receive, 100) == b"late"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_time_out_of_the_server_is_408_too(is_late: bool) -> None:
+    async def receive() -> Message:
+        if is_late:
+            await anyio.lowlevel.checkpoint()
+        raise TimeoutError
+
+    with pytest.raises(RequestTimeout):
+        await read_body(receive, 100)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_fault_of_the_server_is_not_hidden(is_late: bool) -> None:
+    async def receive() -> Message:
+        if is_late:
+            await anyio.lowlevel.checkpoint()
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await read_body(receive, 100)
+
+
+async def test_whoever_waits_for_a_body_can_be_cancelled_and_the_server_hears_of_it() -> None:
+    heard: list[type[BaseException]] = []
+    waits = anyio.Event()
+
+    async def receive() -> Message:
+        waits.set()
+        try:
+            await anyio.sleep_forever()
+        except BaseException as error:
+            heard.append(type(error))
+            raise
+        raise AssertionError
+
+    reading = asyncio.create_task(read_body(receive, 100))
+    await waits.wait()
+    reading.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert heard == [asyncio.CancelledError]
+
+
+async def test_server_that_only_lets_others_run_can_be_cancelled_too() -> None:
+    waits = anyio.Event()
+
+    async def receive() -> Message:
+        for _ in range(100):
+            waits.set()
+            await asyncio.sleep(0)
+        return {"type": "http.request"}
+
+    reading = asyncio.create_task(read_body(receive, 100))
+    await waits.wait()
+    reading.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+async def test_server_that_needs_time_to_end_a_cancelled_receive_has_it() -> None:
+    ended: list[str] = []
+
+    async def receive() -> Message:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+                ended.append("receive")
+        raise AssertionError
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read_body, receive, 100)
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+
+    assert ended == ["receive"]

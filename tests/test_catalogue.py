@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -51,6 +52,45 @@ def test_paths_that_lead_to_an_endpoint(path: str, model: Model | None, canonica
     assert (location.model, location.path) == (model, canonical)
     assert [(endpoint.method, endpoint.path) for endpoint in location.endpoints.values()] == [("POST", canonical)]
     assert list(location.endpoints) == ["POST"]
+
+
+class Text(str):
+    """Text that can be watched: a weak reference to it tells when nobody remembers it any more."""
+
+
+def located(catalogue: Catalogue, path: str) -> weakref.ref[Text]:
+    text = Text(path)
+    catalogue.locate(text)
+    return weakref.ref(text)
+
+
+def test_paths_of_strangers_are_not_remembered() -> None:
+    catalogue = Catalogue([PUBLIC])
+
+    assert located(catalogue, f"/stranger{CHAT}")() is None
+    assert located(catalogue, "/v1/responses/resp_1")() is None
+    assert located(catalogue, CHAT)() is not None
+
+
+def test_only_so_many_paths_are_remembered() -> None:
+    catalogue = Catalogue([a_model(f"model-{number}") for number in range(1100)])
+    first = located(catalogue, f"/model-0{CHAT}")
+
+    for number in range(1, 1100):
+        catalogue.locate(f"/model-{number}{CHAT}")
+
+    assert first() is None
+    assert catalogue.locate(f"/model-0{CHAT}").model == a_model("model-0")
+    assert catalogue.locate(f"/model-1099{CHAT}").model == a_model("model-1099")
+
+
+def test_path_leads_to_the_same_place_each_time() -> None:
+    catalogue = Catalogue([PUBLIC, NESTED])
+
+    for _ in range(2):
+        assert catalogue.locate(f"/public/nested{CHAT}/") == Location(CHAT, NESTED, CATALOGUE.locate(CHAT).endpoints)
+        assert catalogue.locate(f"/public{CHAT}").model is PUBLIC
+        assert catalogue.locate(f"/hidden{CHAT}").endpoints == {}
 
 
 @pytest.mark.parametrize(
@@ -300,6 +340,7 @@ def test_features_of_endpoints_are_known_ones() -> None:
         pytest.param("/v1/audio/transcriptions", "openai", id="form"),
         pytest.param("/v1/my-messages", "openai", id="only-at-a-segment-boundary"),
         pytest.param("/xv1/messages", "openai", id="only-whole-segments"),
+        pytest.param("/v1/messagesx", "openai", id="only-whole-segments-at-the-end"),
         pytest.param("/health", "openai", id="no-endpoint"),
         pytest.param("/", "openai", id="root"),
         pytest.param("", "openai", id="empty"),

@@ -12,8 +12,10 @@ from maas_middleware._forms import FormRequest
 from maas_middleware.catalogue import Catalogue, Model
 from maas_middleware.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
 from maas_middleware.endpoints import CHAT_COMPLETIONS, ENDPOINTS, Endpoint
-from maas_middleware.entitlement import check_endpoint, check_features, check_ownership, within_cap
+from maas_middleware.entitlement import check_endpoint, check_features, check_ownership, subjects_of, within_cap
 from maas_middleware.errors import AccessDenied, InvalidRequest
+from maas_middleware.identity import Identity
+from maas_middleware.limiting import Limits, parse_limits
 from maas_middleware.requests import InferenceRequest, JSONRequest
 from maas_middleware.tiers import FEATURES, Feature, Tier
 
@@ -483,3 +485,25 @@ def test_cap_that_the_server_would_not_read_is_put_where_it_does(
     dialect: Dialect, fields: dict[str, Any], added: dict[str, int], model: Model
 ) -> None:
     assert capped(dialect, model, **fields) == {"model": "m", **fields, **added}
+
+
+@pytest.mark.parametrize(
+    ("tier_limits", "model_limits", "keys"),
+    [
+        pytest.param({}, Limits(), 1, id="none"),
+        pytest.param({"m": Limits(concurrency=1)}, Limits(), 2, id="of-the-user-on-the-model"),
+        pytest.param({"other": Limits(concurrency=1)}, Limits(), 1, id="of-the-user-on-another-model"),
+        pytest.param({"m": Limits()}, Limits(), 1, id="unlimited-on-the-model"),
+        pytest.param({}, Limits(concurrency=1), 2, id="of-the-model-in-flight"),
+        pytest.param({}, Limits(requests=parse_limits("1/minute")), 2, id="of-the-model-on-requests"),
+        pytest.param({}, Limits(tokens=parse_limits("1/minute")), 2, id="of-the-model-on-tokens"),
+        pytest.param({"m": Limits(concurrency=1)}, Limits(concurrency=1), 3, id="all"),
+    ],
+)
+def test_every_limit_is_a_budget_of_its_own(tier_limits: dict[str, Limits], model_limits: Limits, keys: int) -> None:
+    tier, model = Tier("free", models=tier_limits), Model("m", limits=model_limits)
+
+    subjects = subjects_of(tier, Identity("test", "alice"), model)
+
+    assert len({subject.key for subject in subjects}) == len(subjects) == keys
+    assert len(subjects_of(tier, Identity("test", "alice"), None)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import anyio
@@ -155,6 +156,93 @@ async def test_leases_of_every_budget_are_renewed_when_due_and_no_more_once_sett
 
     assert early == []
     assert ledger.renewed == [(ALICE.key, "one"), (MODEL.key, "one"), (BOB.key, "two")]
+
+
+async def test_nothing_may_be_due_before_half_a_minute_has_passed(
+    ledger: Troubled, leases: Leases, clock: FakeClock
+) -> None:
+    before = leases.may_be_due
+    await leases.admit([ALICE], Demand("one", 10))
+    clock.advance(RENEWAL_SECONDS - 1)
+    early = leases.may_be_due
+    await leases.admit([BOB], Demand("two", 10))
+    clock.advance(1)
+
+    seen = []
+    for _ in range(3):
+        seen.append(leases.may_be_due)
+        await leases.renew_due()
+    clock.advance(RENEWAL_SECONDS - 2)
+    later = leases.may_be_due
+    clock.advance(1)
+
+    assert (before, early, seen, later) == (False, False, [True, True, False], False)
+    assert leases.may_be_due
+    assert ledger.renewed == [(ALICE.key, "one")]
+
+
+async def test_where_all_is_settled_nothing_is_due_any_more(ledger: Troubled, leases: Leases, clock: FakeClock) -> None:
+    admission = await leases.admit([ALICE], Demand("one", 10))
+    await leases.settle(admission.leases, Charge(1))
+    clock.advance(RENEWAL_SECONDS)
+
+    await leases.renew_due()
+    idle = leases.may_be_due
+    await leases.admit([BOB], Demand("two", 10))
+    clock.advance(RENEWAL_SECONDS)
+
+    assert not idle
+    assert leases.may_be_due
+    assert ledger.renewed == []
+
+
+class Impatient(MemoryLedger):
+    """A ledger that notes whether it is called under a deadline."""
+
+    never_waits = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deadlines: list[float] = []
+
+    async def admit(self, subject: Subject, demand: Demand, /) -> Verdict:
+        self.deadlines.append(anyio.current_effective_deadline())
+        return await super().admit(subject, demand)
+
+    async def settle(self, lease: Lease, charge: Charge, /) -> None:
+        self.deadlines.append(anyio.current_effective_deadline())
+        await super().settle(lease, charge)
+
+
+class Patient(Impatient):
+    """One that does not say that it never waits."""
+
+
+@pytest.mark.parametrize(("ledger_class", "has_deadlines"), [(Impatient, False), (Patient, True)])
+async def test_only_a_class_that_says_itself_that_it_never_waits_is_called_without_a_deadline(
+    ledger_class: type[Impatient], has_deadlines: bool
+) -> None:
+    ledger = ledger_class()
+    leases = Leases(ledger, lambda: 0.0, 5.0)
+
+    for subjects in ([ALICE], [ALICE, MODEL]):
+        admission = await leases.admit(subjects, Demand(str(len(subjects)), 10))
+        await leases.settle(admission.leases, Charge(10))
+
+    assert [math.isfinite(deadline) for deadline in ledger.deadlines] == [has_deadlines] * 6
+    assert (await left(ledger, ALICE), await left(ledger, MODEL)) == ((3, 80), (1, 990))
+
+
+async def test_memory_ledger_never_waits() -> None:
+    ledger = MemoryLedger()
+    lease = (await ledger.admit(ALICE, Demand("one", 10))).lease
+    assert lease is not None
+    calls = [ledger.admit(ALICE, Demand("one", 10)), ledger.renew(lease), ledger.settle(lease, Charge(1))]
+
+    for call in (*calls, ledger.peek(ALICE)):
+        with pytest.raises(StopIteration):
+            call.send(None)
+    assert vars(MemoryLedger)["never_waits"] is True
 
 
 async def test_renewal_that_fails_is_tried_again_in_its_turn(

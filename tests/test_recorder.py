@@ -326,6 +326,18 @@ async def test_too_much_use_is_dropped_with_a_count_and_one_line(caplog: pytest.
     ]
 
 
+async def test_what_has_a_sum_already_needs_no_room() -> None:
+    store = Store()
+    recorder = recorder_of(store, maximum=2)
+
+    for model in ("simulator", "x" * 300, "y" * 300, "simulator"):
+        recorder.note(ALICE, model, ONE, 0)
+    await recorder.flush()
+
+    assert recorder.dropped == 0
+    assert await store.total(ALICE) == (4, 0, 4)
+
+
 async def test_there_is_room_again_after_an_outage(caplog: pytest.LogCaptureFixture) -> None:
     store = Store()
     recorder = recorder_of(store, maximum=2)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -22,6 +23,32 @@ def refusal(body: bytes) -> InvalidRequest:
 
 
 # what is forwarded is what was judged
+
+
+def test_requests_are_equal_where_their_fields_are() -> None:
+    request = parse(model="m", n=2)
+
+    assert request.encoded
+    assert request == parse(model="m", n=2)
+    assert request != parse(model="m", n=3)
+
+
+def test_body_is_made_once() -> None:
+    request = parse(model="m")
+
+    assert request.encoded is request.encoded
+
+
+def test_of_several_fields_that_are_wrong_it_is_always_the_same_that_is_named() -> None:
+    wrong = ['"n":-1', '"stream":1', '"model":5']
+
+    assert {refusal(f"{{{','.join(fields)}}}".encode()).param for fields in permutations(wrong)} == {"model"}
+
+
+def test_sound_is_no_text_either() -> None:
+    sound = {"type": "input_audio", "input_audio": {"data": "A" * 4000, "format": "wav"}}
+
+    assert parse(messages=[{"role": "user", "content": [sound]}]).prompt_tokens < 600
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
 from .hostile.attack import Answer
 from .hostile.scripts import Changing, hanging_up, said
@@ -107,7 +107,7 @@ class Reached:
         return connection.received
 
 
-def small(stream: SocketStream, buffer: int) -> None:
+def small(stream: ByteStream, buffer: int) -> None:
     """Let the kernel hold no more than it must at this end; what it holds for the gateway may be some megabytes."""
     stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, buffer, 64 * KIBIBYTE)
 

@@ -38,7 +38,7 @@ def strictest(limits: Iterable[Limit]) -> tuple[Limit, ...]:
     return tuple({limit.seconds: limit for limit in descending}.values())
 
 
-def admission(lease: Lease, requests: Iterable[Window], tokens: Iterable[Window], now_ms: int, held: int) -> Verdict:
+def admission(lease: Lease, requests: Sequence[Window], tokens: Sequence[Window], now_ms: int, held: int) -> Verdict:
     """The verdict on a request that is admitted."""
     return Verdict(lease, _budget(requests, now_ms, 0), _budget(tokens, now_ms, held))
 
@@ -67,18 +67,20 @@ def outlook(
     return Verdict(None, *budgets, longest if waits[longest] else None, waits[longest])
 
 
-def _budget(windows: Iterable[Window], now_ms: int, held: int) -> Budget | None:
+def _budget(windows: Sequence[Window], now_ms: int, held: int) -> Budget | None:
     """The limit closest to exhaustion, of equals the one that takes longest to be full; None is unlimited."""
-    closest, least, last_ms = None, 0, 0
-    for window in windows:
-        left = window.limit.amount - window.used - held
-        left = left if left > 0 else 0
-        full_ms = window.full_ms(now_ms, held)
-        if closest is None or left < least or (left == least and full_ms > last_ms):
-            closest, least, last_ms = window, left, full_ms
-    if closest is None:
+    if not windows:
         return None
-    return Budget(closest.limit, least, last_ms - now_ms, closest.frees_ms(now_ms, held) - now_ms)
+    closest = windows[0]
+    if len(windows) > 1:
+        closest = min(windows, key=lambda window: (_left(window, held), -window.full_ms(now_ms, held)))
+    reset_ms, more_ms = closest.full_ms(now_ms, held) - now_ms, closest.frees_ms(now_ms, held) - now_ms
+    return Budget(closest.limit, _left(closest, held), reset_ms, more_ms)
+
+
+def _left(window: Window, held: int) -> int:
+    left = window.limit.amount - window.used - held
+    return left if left > 0 else 0
 
 
 def _wait_ms(windows: Iterable[Window], now_ms: int, held: int, needs: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..limiting import Limit
 from ._verdicts import IN_FLIGHT_WAIT_MS, strictest
 
@@ -56,6 +58,11 @@ class Window:
         self._leaves_ms = 0
         self._buckets: dict[int, int] = {}  # by the time at which each leaves the window
 
+    @property
+    def turns_ms(self) -> int:
+        """When its current bucket ends."""
+        return self._span.turns_ms
+
     def turn(self, now_ms: int) -> None:
         """Drop the buckets that have left the window."""
         span = self._span
@@ -106,13 +113,14 @@ class Windows:
     `turn` has to be called before anything else. `held` is what leases in flight hold: it counts in every window.
 
     Attributes:
-        in_force: those that are limited at the moment.
+        limits: those in force.
+        in_force: their windows.
     """
 
-    __slots__ = ("_left_out", "_limits", "in_force")
+    __slots__ = ("_left_out", "in_force", "limits")
 
     def __init__(self) -> None:
-        self._limits: tuple[Limit, ...] = ()
+        self.limits: tuple[Limit, ...] = ()
         self.in_force: tuple[Window, ...] = ()
         self._left_out: tuple[Window, ...] = ()
 
@@ -121,8 +129,10 @@ class Windows:
 
         A window keeps what was used in it while other windows were in force; one of a new length starts with nothing.
         """
-        if limits is not self._limits and limits != self._limits:
-            self._put_in_force(limits, spans, now_ms)
+        if limits is not self.limits:
+            if limits != self.limits:
+                self._put_in_force(limits, spans, now_ms)
+            self.limits = limits
         for window in self.in_force:
             window.turn(now_ms)
 
@@ -146,6 +156,11 @@ class Windows:
                 room = left
         return room
 
+    @property
+    def turns_ms(self) -> float:
+        """Until when no call of `turn` with the same limits would change anything."""
+        return min([window.turns_ms for window in self.in_force], default=math.inf)
+
     def empty_ms(self) -> int:
         """When nothing that was used counts any more."""
         return max([window.full_ms(0, 0) for window in (*self.in_force, *self._left_out)], default=0)
@@ -157,7 +172,7 @@ class Windows:
             window = known.pop(limit.seconds, None) or Window(limit, spans[limit.seconds])
             window.limit = limit
             in_force.append(window)
-        self._limits, self.in_force, self._left_out = limits, tuple(in_force), tuple(known.values())
+        self.in_force, self._left_out = tuple(in_force), tuple(known.values())
 
     def _used(self, now_ms: int) -> list[Window]:
         windows = [*self.in_force, *self._left_out]

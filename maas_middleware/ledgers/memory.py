@@ -18,18 +18,22 @@ SWEEP_REST_MS = 1000
 class _Account:
     """What one subject has used, and its live leases. `turn` has to be called before anything else."""
 
-    __slots__ = ("_lapse_ms", "_leased", "_leases", "requests", "tokens")
+    __slots__ = ("_lapse_ms", "_leased", "_leases", "_turns_ms", "requests", "tokens")
 
     def __init__(self) -> None:
         self.requests = Windows()
         self.tokens = Windows()
+        self._turns_ms = 0.0  # no bucket ends before
         self._leased = 0
         self._lapse_ms = 0  # no lease lapses before
         self._leases: dict[str, tuple[int, Lease]] | None = None  # with the time at which each lapses, soonest first
 
     def turn(self, subject: Subject, spans: Spans, now_ms: int) -> None:
-        self.requests.turn(subject.requests, spans, now_ms)
-        self.tokens.turn(subject.tokens, spans, now_ms)
+        requests, tokens = self.requests, self.tokens
+        if now_ms >= self._turns_ms or requests.limits is not subject.requests or tokens.limits is not subject.tokens:
+            requests.turn(subject.requests, spans, now_ms)
+            tokens.turn(subject.tokens, spans, now_ms)
+            self._turns_ms = min(requests.turns_ms, tokens.turns_ms)
         if self._leases and now_ms >= self._lapse_ms:
             self._lapse(now_ms)
 
@@ -118,6 +122,8 @@ class MemoryLedger:
         maximum_marks: settled leases that are remembered for ten minutes, so that settling them again does nothing.
             Of more, the oldest is forgotten. One takes about half a kB.
     """
+
+    never_waits = True
 
     def __init__(
         self,

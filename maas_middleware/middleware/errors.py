@@ -51,9 +51,12 @@ class ErrorEnvelopeMiddleware:
             await self.app(scope, receive, send)
             return
         context = ensure_context(scope)
-        inner_id = self._id_factory()
-        context.request_id = _client_id(scope) or inner_id
-        scope = {**scope, "headers": with_headers(scope["headers"], [(b"x-request-id", inner_id.encode())])}
+        context.request_id = inner_id = self._id_factory()
+        headers = without_headers(scope["headers"], b"x-request-id")
+        if len(headers) < len(scope["headers"]):
+            context.request_id = _client_id(scope) or inner_id
+        headers.append((b"x-request-id", inner_id.encode()))
+        scope = {**scope, "headers": headers}
         if scope["type"] == "http":
             await _Responder(context, error_format(scope["path"]), receive, send).run(self.app, scope)
             return
@@ -77,8 +80,11 @@ def _client_id(scope: Scope) -> str | None:
 def _with_id(context: MaaSContext, headers: Iterable[tuple[bytes, bytes]], errors: ErrorFormat = "openai") -> Headers:
     assert context.request_id is not None
     request_id = context.request_id.encode()
-    ids = [(b"x-request-id", request_id), (b"request-id", request_id)]  # Anthropic's clients read the second
-    return with_headers(headers, ids if errors == "anthropic" else ids[:1])
+    if errors == "anthropic":  # whose clients read the second
+        return with_headers(headers, [(b"x-request-id", request_id), (b"request-id", request_id)])
+    ours = without_headers(headers, b"x-request-id")
+    ours.append((b"x-request-id", request_id))
+    return ours
 
 
 class _Responder:
@@ -92,8 +98,8 @@ class _Responder:
         self._client_left = False
         self._started = False
         self._complete = False
-        self._is_event_stream = False
-        self._last_bytes = b"\n\n"
+        self._headers: Headers = []
+        self._tail = b"\n\n"  # what was sent, as far back as the last three bytes
         self._replaced: Message | None = None  # the start of an error answer of the inner app
         self._error_body = bytearray()
 
@@ -118,42 +124,33 @@ class _Responder:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._client_left |= message["type"] == "http.disconnect"
+        if message["type"] == "http.disconnect":
+            self._client_left = True
         return message
 
     async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind in BODY_MESSAGES:
+            if self._replaced is not None:
+                await self._hold(self._replaced, message)
+                return
+            body = message.get("body", b"")
+            self._tail = body if len(body) > 2 else self._tail[-3:] + body
+            self._complete = not message.get("more_body", False)
+        elif kind == "http.response.start":
+            if message["status"] >= 400 and self._context.refusal is None:
+                self._replaced = message
+                return
+            self._headers = _with_id(self._context, message.get("headers", ()), self._errors)
+            self._started = True
+            message = {**message, "headers": self._headers}
+        elif self._replaced is not None and kind == "http.response.trailers":
+            return
         try:
-            await self._take(message)
+            await self._send(message)
         except OSError:  # so do servers of ASGI 2.4 say that the client left
             self._client_left = True
             raise
-
-    async def _take(self, message: Message) -> None:
-        kind = message["type"]
-        if kind == "http.response.start":
-            await self._start(message)
-        elif self._replaced is None:
-            await self._pass(message)
-        elif kind in BODY_MESSAGES:
-            await self._hold(self._replaced, message)
-        elif kind != "http.response.trailers":
-            await self._send(message)
-
-    async def _start(self, message: Message) -> None:
-        if message["status"] >= 400 and self._context.refusal is None:
-            self._replaced = message
-            return
-        headers = _with_id(self._context, message.get("headers", ()), self._errors)
-        self._started = True
-        self._is_event_stream = header_value(headers, b"content-type").lower().startswith(b"text/event-stream")
-        await self._send({**message, "headers": headers})
-
-    async def _pass(self, message: Message) -> None:
-        if message["type"] in BODY_MESSAGES:
-            self._complete = not message.get("more_body", False)
-            if self._is_event_stream:
-                self._last_bytes = (self._last_bytes + message.get("body", b"")[-3:])[-3:]
-        await self._send(message)
 
     async def _hold(self, start: Message, message: Message) -> None:
         room = MAXIMUM_ERROR_BYTES - len(self._error_body)
@@ -182,7 +179,7 @@ class _Responder:
             await self._answer(error, error.headers)
             return
         logger.warning("broke off the answer to request %s: %s", self._context.request_id, error.code)
-        if self._is_event_stream:
+        if header_value(self._headers, b"content-type").lower().startswith(b"text/event-stream"):
             await self._send_event(error)
 
     async def _answer(self, error: MaaSError, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -197,7 +194,7 @@ class _Responder:
 
     async def _send_event(self, error: MaaSError) -> None:
         event = error_event(error, self._context.request_id, self._errors, self._context.events)
-        body = event if self._last_bytes.endswith(_BETWEEN_EVENTS) else b"\n\n" + event
+        body = event if self._tail.endswith(_BETWEEN_EVENTS) else b"\n\n" + event
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 

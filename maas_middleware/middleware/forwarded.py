@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .._asgi import with_headers
 
 _MAXIMUM_PROXIES = 64
+_REMEMBERED_HOSTS = 1024
 _HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)")
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
 _SCHEMES = {
@@ -32,7 +34,12 @@ class TrustedProxies:
         except ValueError as error:
             raise ValueError(f"trusted proxies are addresses, networks such as 10.0.0.0/8, or *: {error}") from None
 
+        self._trusts = lru_cache(maxsize=_REMEMBERED_HOSTS)(self._find)
+
     def __contains__(self, host: str | None) -> bool:
+        return self._trusts(host)
+
+    def _find(self, host: str | None) -> bool:
         if self._trusts_all or host is None or (address := _address(host)) is None:
             return self._trusts_all
         return any(address in network or _unmapped(address) in network for network in self._networks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 
 import anyio
@@ -15,19 +16,13 @@ from ..errors import InvalidCredentials, MaaSError
 from ..identity import Identity, IdentityProvider, credential, header
 from ..throttling import Throttle, address_of, check_throttle
 
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 # what somebody guesses or makes up; what has expired or is revoked was ours, and who sends nothing tries nothing
 _FAILURES = frozenset({"malformed", "unknown"})
-# headers by which proxies tell who somebody is; from outside they are forgeries
-_IDENTITY_PREFIXES = (
-    b"x-maas-",
-    b"x-remote-",
-    b"x-auth-request-",
-    b"x-forwarded-user",
-    b"x-forwarded-email",
-    b"x-forwarded-groups",
-    b"x-forwarded-preferred-username",
-    b"x-forwarded-access-token",
+# credentials, and headers by which proxies tell who somebody is: from outside they are forgeries
+_FORGED = re.compile(
+    rb"(?:authorization|x-api-key|api-key)\Z|x-(?:maas|remote|auth-request)-"
+    rb"|x-forwarded-(?:user|email|groups|preferred-username|access-token)",
+    re.IGNORECASE,
 )
 
 
@@ -86,13 +81,17 @@ class IdentityMiddleware:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        headers = [pair for pair in scope["headers"] if _FORGED.match(pair[0]) is None]
         try:
-            identity = await self._identify_or_count(scope)
+            identity = await self._provider.identify(scope)
+            if identity is None or len(headers) + 1 < len(scope["headers"]):
+                identity = _checked(identity, scope)
         except MaaSError as error:
+            if isinstance(error, InvalidCredentials):
+                error = await self._counted(error, scope)
             await reject(scope, receive, send, error)
             return
         ensure_context(scope).identity = identity
-        headers = [pair for pair in scope["headers"] if _is_harmless(pair[0].lower())]
         scope = {
             **scope,
             "headers": headers + self._inner_headers,
@@ -101,24 +100,21 @@ class IdentityMiddleware:
         }
         await self.app(scope, receive, send)
 
-    async def _identify_or_count(self, scope: Scope) -> Identity:
-        try:
-            return await self._identify(scope)
-        except InvalidCredentials as error:
-            if (error.details or {}).get("reason") in _FAILURES:
+    async def _counted(self, error: InvalidCredentials, scope: Scope) -> MaaSError:
+        if (error.details or {}).get("reason") in _FAILURES:
+            try:
                 with anyio.CancelScope(shield=True):  # whoever hangs up at once is counted too
                     await check_throttle(self._failures, address_of(scope), "failed_credentials", jitter=self._jitter)
-            raise
-
-    async def _identify(self, scope: Scope) -> Identity:
-        presented = credential(scope)
-        identity = await self._provider.identify(scope)
-        if identity is not None:
-            return identity
-        if presented is not None:
-            raise InvalidCredentials("unknown")
-        raise InvalidCredentials("missing" if header(scope, b"authorization") is None else "malformed")
+            except MaaSError as refusal:
+                return refusal
+        return error
 
 
-def _is_harmless(name: bytes) -> bool:
-    return name not in _CREDENTIALS and not name.startswith(_IDENTITY_PREFIXES)
+def _checked(identity: Identity | None, scope: Scope) -> Identity:
+    """The caller, unless nobody knows the credential, or there are several."""
+    presented = credential(scope)
+    if identity is not None:
+        return identity
+    if presented is not None:
+        raise InvalidCredentials("unknown")
+    raise InvalidCredentials("missing" if header(scope, b"authorization") is None else "malformed")

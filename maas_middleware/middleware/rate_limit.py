@@ -87,7 +87,8 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
             return
         subjects = subjects_of(tier, identity, context.model)
-        await self._leases.renew_due()
+        if self._leases.may_be_due:
+            await self._leases.renew_due()
         try:
             if scope["method"] == "HEAD":
                 await self._tell(subjects, send)
@@ -127,6 +128,12 @@ class RateLimitMiddleware:
 class _Metered:
     """One admitted request, from admission to settlement."""
 
+    _status: int | None = None
+    _complete = False
+    _client_left = False
+    _failed = False
+    _settled = False
+
     def __init__(
         self,
         context: MaaSContext,
@@ -142,24 +149,12 @@ class _Metered:
         self._leases = leases
         self._limit_headers = limit_headers
         self._note = note
-        self._status: int | None = None
-        self._complete = False
-        self._client_left = False
-        self._failed = False
-        self._settled = False
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watching_receive() -> Message:
-            message = await receive()
-            self._client_left |= message["type"] == "http.disconnect"
-            return message
-
-        async def metering_send(message: Message) -> None:
-            await send(await self._meter(message))
-            await self._leases.renew_due()
-
+        self._receive = receive
+        self._send = send
         try:
-            await app(scope, watching_receive, metering_send)
+            await app(scope, self.receive, self.send)
             self._failed = self._status is None
         except MaaSError as error:
             self._failed = True
@@ -172,15 +167,27 @@ class _Metered:
         finally:
             await self._settle()
 
-    async def _meter(self, message: Message) -> Message:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            headers = self._limit_headers(self._verdict_of(message["status"]))
-            return {**message, "headers": with_headers(message.get("headers", ()), headers)}
-        if message["type"] in BODY_MESSAGES and not message.get("more_body", False):
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._client_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            message = self._begun(message)
+        elif kind in BODY_MESSAGES and not message.get("more_body", False):
             self._complete = True
             await self._settle()
-        return message
+        await self._send(message)
+        if self._leases.may_be_due:
+            await self._leases.renew_due()
+
+    def _begun(self, message: Message) -> Message:
+        status = self._status = message["status"]
+        headers = self._limit_headers(self._verdict_of(status))
+        return {**message, "headers": with_headers(message.get("headers", ()), headers)}
 
     def _verdict_of(self, status: int) -> Verdict:
         shown = self._admission.shown
@@ -192,15 +199,16 @@ class _Metered:
         return shown if usage is None else after_use(shown, usage.total)
 
     async def _settle(self) -> None:
-        if not self._settled:
-            self._settled = True
-            outcome = self._outcome()
-            if outcome.lacks_usage:
-                logger.info("request %s was answered without usage", self._context.request_id)
-            charge = charge_for(outcome)
-            if self._note is not None:
-                self._note(self._served_model(outcome), charge, input_tokens(charge, outcome))
-            await self._leases.settle(self._admission.leases, charge)
+        if self._settled:
+            return
+        self._settled = True
+        outcome = self._outcome()
+        if outcome.lacks_usage:
+            logger.info("request %s was answered without usage", self._context.request_id)
+        charge = charge_for(outcome)
+        if self._note is not None:
+            self._note(self._served_model(outcome), charge, input_tokens(charge, outcome))
+        await self._leases.settle(self._admission.leases, charge)
 
     def _served_model(self, outcome: Outcome) -> str:
         model = self._context.model
@@ -210,15 +218,15 @@ class _Metered:
     def _outcome(self) -> Outcome:
         context = self._context
         return Outcome(
-            status=self._status,
-            refused=context.refusal is not None,
-            failed=self._failed,
-            complete=self._complete,
-            client_left=self._client_left,
-            used=_NOTHING if _is_unmetered(context) else context.usage,
-            produced=context.produced,
-            estimate=self._estimate,
-            reported_failure=context.reported_failure,
+            self._status,
+            context.refusal is not None,
+            self._failed,
+            self._complete,
+            self._client_left,
+            _NOTHING if _is_unmetered(context) else context.usage,
+            context.produced,
+            self._estimate,
+            context.reported_failure,
         )
 
 

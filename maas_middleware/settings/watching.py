@@ -52,8 +52,7 @@ class WatchedTiers:
         return self._problem
 
     def _look(self) -> None:
-        now = self._clock()
-        if not self._seen or now < self._next_look:
+        if not self._seen or (now := self._clock()) < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
         seen = _fingerprints(self._settings)

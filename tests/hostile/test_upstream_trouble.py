@@ -250,7 +250,7 @@ async def test_header_that_no_server_would_send_is_left_out_or_a_reason_to_refus
         pytest.param(said(chunked_head("text/event-stream"), then_hang=True), id="behind-the-headers-of-a-stream"),
         pytest.param(said(chunked_head("application/json"), chunk(DOCUMENT[:9]), then_hang=True), id="in-its-body"),
         pytest.param(said(answer("500 X", TELLING, JSON)[:-9], then_hang=True), id="within-an-error"),
-        pytest.param(for_ever(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), id="endless-interim-answers"),
+        pytest.param(said(b"HTTP/1.1 102 Processing\r\n\r\n" * 3, then_hang=True), id="behind-interim-answers"),
         pytest.param(said(answer("504 Gateway Timeout", TELLING, JSON)), id="its-own-504"),
     ],
 )
@@ -260,6 +260,15 @@ async def test_upstream_that_hangs_is_504_and_costs_nothing(target: Target, trou
     answered = await target.chat(token)
 
     answered.refusal(504, "upstream_timeout")
+    assert await target.used(token) == (0, 0)
+
+
+async def test_endless_interim_answers_are_502_and_cost_nothing(target: Target) -> None:
+    token, model.script = target.access(), for_ever(b"", b"HTTP/1.1 102 Processing\r\n\r\n")
+
+    answered = await target.chat(token)
+
+    answered.refusal(502, "upstream_error")
     assert await target.used(token) == (0, 0)
 
 

@@ -4,6 +4,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import cache
 from types import FrameType
 
 import pytest
@@ -70,6 +71,20 @@ async def test_over_the_cap_the_least_recently_used_subject_is_forgotten() -> No
     await spend(ledger, subjects["d"], "one too many")
 
     assert [await remaining(ledger, subjects[key]) for key in "abcd"] == [(3, None), (3, None), (5, None), (4, None)]
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "left"),
+    [("2/minute", "100/minute", (1, 70)), ("5/minute", "50/minute", (4, 20)), ("2/minute", "50/minute", (1, 20))],
+)
+async def test_changed_limits_are_in_force_at_once(requests: str, tokens: str, left: tuple[int, int]) -> None:
+    ledger, parsed = MemoryLedger(clock=FakeClock()), cache(parse_limits)
+    before = Subject("alice", parsed("5/minute"), parsed("100/minute"))
+    await spend(ledger, before, "one", 30)
+
+    after = Subject("alice", parsed(requests), parsed(tokens))
+
+    assert (await remaining(ledger, after), await remaining(ledger, before)) == (left, (4, 70))
 
 
 @pytest.mark.parametrize("operation", ["admit", "settle", "renew"])

@@ -140,6 +140,32 @@ async def test_repeated_credential_is_400(name: str) -> None:
     assert app.scopes == []
 
 
+class ByCookie:
+    """A provider that looks at no credential of ours."""
+
+    async def identify(self, scope: Scope, /) -> Identity | None:
+        return ALICE
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
+async def test_repeated_credential_is_400_whatever_a_provider_says(name: str) -> None:
+    app = Answering(*json_answer(b"{}"))
+
+    answer = await converse(IdentityMiddleware(app, provider=ByCookie()), headers=[(name, "a"), (name, "a")])
+
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "repeated_header")
+    assert app.scopes == []
+
+
+async def test_provider_may_accept_what_carries_several_headers_that_end_here() -> None:
+    app = Answering(*json_answer(b"{}"))
+    headers = [AS_BOB, ("x-api-key", "b"), ("x-remote-user", "root")]
+
+    answer = await converse(IdentityMiddleware(app, provider=ByCookie()), headers=headers)
+
+    assert (answer.status, app.headers) == (200, [])
+
+
 async def test_credential_of_another_scheme_may_be_of_the_kind_of_another_provider() -> None:
     class Basic:
         async def identify(self, scope: Scope, /) -> Identity | None:
@@ -209,7 +235,13 @@ async def test_credentials_and_forged_identities_do_not_reach_the_app(name: str,
 
 async def test_other_headers_and_cookies_reach_the_app_as_they_are() -> None:
     app = Answering(*json_answer(b"{}"))
-    others = [("x-forwarded-for", "10.0.0.1"), ("cookie", "a=1"), ("cookie", "b=2"), ("X-Request-ID", "1")]
+    others = [
+        ("x-forwarded-for", "10.0.0.1"),
+        ("cookie", "a=1"),
+        ("cookie", "b=2"),
+        ("X-Request-ID", "1"),
+        ("x-api-key-hint", "1"),
+    ]
 
     await converse(identified(app), headers=[*others, AS_ALICE])
 

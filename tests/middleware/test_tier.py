@@ -628,7 +628,9 @@ async def test_refusal_carries_the_headers_of_the_ietf_where_that_is_wished(
 ) -> None:
     shell = tiered(inner(), ledger=MemoryLedger(clock=FakeClock()), **options)
 
-    answer = await converse(shell, "POST", CHAT_COMPLETIONS, headers=[AS_ALICE], json={"model": "nothing"})
+    headers = [AS_ALICE, ("content-length", "19")]
+
+    answer = await converse(shell, "POST", CHAT_COMPLETIONS, headers=headers, body=b'{"model":"nothing"}')
 
     assert answer.status == 404
     assert [name for name, _ in answer.headers if name.startswith("ratelimit")] == names
@@ -790,6 +792,19 @@ async def test_whoever_is_over_a_limit_is_refused_before_a_large_body_is_read(he
     assert (error["details"]["limit"], error["details"]["quota"]) == ("requests", 1)
     assert names.count(b"retry-after") == names.count(b"x-ratelimit-remaining-requests") == 1
     assert app.scopes == []
+
+
+async def test_small_body_is_read_before_anything_is_said_of_the_limits() -> None:
+    ledger = MemoryLedger(clock=FakeClock())
+    tier = replace(FREE, requests=parse_limits("1/minute"))
+    await ledger.admit(tier.subject(ALICE), Demand("first", 1))
+    shell = tiered(inner(), ledger=ledger, resolver=GroupTierResolver([tier]))
+
+    headers = [AS_ALICE, ("content-length", "19")]
+
+    answer = await converse(shell, "POST", CHAT_COMPLETIONS, headers=headers, body=b'{"model":"nothing"}')
+
+    assert answer.status == 404
 
 
 async def test_large_body_within_the_limits_is_read() -> None:

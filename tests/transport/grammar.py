@@ -10,7 +10,7 @@ TEXT = st.text("abcxyz 0123456789", max_size=12).map(str.encode)
 NAMES = st.sampled_from(
     [b"X-A", b"x-a", b"Set-Cookie", b"Content-Type", b"Date", b"Keep-Alive", b"Trailer", b"Upgrade"]
 )
-STATUSES = st.sampled_from([*[200] * 9, 201, 204, 206, 299, 304, 304, 400, 404, 413, 429, 500, 503, 599, 600, 999])
+STATUSES = st.sampled_from([*[200] * 9, 201, 204, 204, 206, 299, 304, 304, 400, 404, 413, 429, 500, 503, 599, 600, 999])
 REASONS = st.sampled_from([b" OK", b" ", b" Not \xe9 Found", b""])
 INTERIM = st.sampled_from(
     [b"", b"", b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"]
@@ -87,6 +87,13 @@ def bent(draw: st.DrawFn, answers: st.SearchStrategy[bytes]) -> bytes:
 
 
 @st.composite
+def broken(draw: st.DrawFn, answers: st.SearchStrategy[bytes]) -> bytes:
+    """An answer that breaks off."""
+    said = draw(answers)
+    return said[: -draw(st.integers(1, len(said) - 1))]
+
+
+@st.composite
 def pieces(draw: st.DrawFn, answers: st.SearchStrategy[bytes]) -> list[bytes]:
     """An answer, cut where it may be cut."""
     said = draw(answers)
@@ -96,5 +103,6 @@ def pieces(draw: st.DrawFn, answers: st.SearchStrategy[bytes]) -> list[bytes]:
 
 
 ANSWERS = whole()
-surplus = st.sampled_from([b"", b"", b"", b"", b"x", b"\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen"])
-SAID = pieces(st.one_of(st.builds(bytes.__add__, ANSWERS, surplus), bent(ANSWERS), bent(ANSWERS)))
+SURPLUS = st.sampled_from([b"", b"", b"x", b"\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen"])
+FOLLOWED = st.builds(bytes.__add__, ANSWERS, SURPLUS)
+SAID = pieces(st.one_of(FOLLOWED, bent(ANSWERS), ANSWERS, broken(ANSWERS), FOLLOWED, bent(ANSWERS)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
 import httpx
+import pytest
 import trustme
 
 from ..raw_upstream import answer
@@ -18,6 +19,8 @@ from .upstreams import Peer, PeerScript, listening, turns, until_still
 OK = answer("200 OK", b"ok")
 # anyio leaves the socket to the garbage collector when httpx is cancelled while it shakes hands
 LEFT_BEHIND = "ignore:unclosed:ResourceWarning"
+Farewell = Callable[[Peer], None]
+farewells = pytest.mark.parametrize("farewell", [Peer.hang_up_now, Peer.reset_now], ids=["closed", "reset"])
 
 
 def answering(*pieces: bytes) -> PeerScript:

@@ -105,10 +105,10 @@ async def read_by_transport(method: str, pieces: list[bytes], *, end: bool) -> R
     async with hostile(script) as upstream, Kind("http11").open(max_connections=1) as transport:
         found = None
         with suppress(httpx.RemoteProtocolError):
-            found = await exchange(transport, request(upstream.url, method, read=10))
+            found = await exchange(transport, request(upstream.url, method, read=5))
         await sent.wait()
         await turns(4)
-        second = await ask(transport, f"{upstream.url}/second", pool=10, read=10)
+        second = await ask(transport, f"{upstream.url}/second", pool=10, read=5)
 
     assert second.body == b"second"
     if found is None:
@@ -130,7 +130,7 @@ def compare(method: str, pieces: list[bytes]) -> None:
         assert found.reused == expected.reused or (found.reused and reasons(KEPT, said))
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@settings(derandomize=True, database=None, deadline=None, max_examples=800)
 @given(st.sampled_from(["GET", "GET", "GET", "HEAD"]), SAID)
 def test_answers_are_read_as_h11_reads_them_or_refused_for_a_reason(method: str, pieces: list[bytes]) -> None:
     compare(method, pieces)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from .asking import Kind, ask, exchange, post, request
-from .scripts import OK, Gate, answering_in_turn, leave_idle
+from .scripts import OK, Farewell, Gate, answering_in_turn, farewells, leave_idle
 from .upstreams import Peer, hostile, turns
-
-Farewell = Callable[[Peer], None]
-farewells = pytest.mark.parametrize("farewell", [Peer.hang_up_now, Peer.reset_now], ids=["closed", "reset"])
 
 
 async def streamed() -> AsyncIterator[bytes]:

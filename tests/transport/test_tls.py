@@ -10,7 +10,7 @@ import trustme
 
 from ..raw_upstream import answer, chunk, chunked_head
 from .asking import Kind, ask, pieces, post, request
-from .scripts import OK, answering, answering_in_turn, ending, proven, send_apart, silent, trusted
+from .scripts import OK, Farewell, answering, answering_in_turn, ending, farewells, proven, send_apart, silent, trusted
 from .upstreams import Peer, hostile, listening, soon, turns
 
 
@@ -114,7 +114,7 @@ async def test_tls_that_ends_without_a_farewell_leaves_a_framed_answer_whole(
     assert (bodies, len(upstream.peers)) == ([b"ok"] * 3, 3)
 
 
-@pytest.mark.parametrize("farewell", [Peer.hang_up_now, Peer.reset_now], ids=["closed", "reset"])
+@farewells
 @pytest.mark.parametrize(
     "said",
     [
@@ -123,13 +123,13 @@ async def test_tls_that_ends_without_a_farewell_leaves_a_framed_answer_whole(
     ],
 )
 async def test_tls_that_breaks_off_is_never_taken_for_a_whole_answer(
-    kind: Kind, authority: trustme.CA, trusting: ssl.SSLContext, said: bytes, farewell: object
+    kind: Kind, authority: trustme.CA, trusting: ssl.SSLContext, said: bytes, farewell: Farewell
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.read_request()
         await peer.send(said)
         await turns(20)
-        peer.reset_now() if farewell is Peer.reset_now else peer.hang_up_now()
+        farewell(peer)
 
     got = []
     async with (
@@ -147,9 +147,9 @@ async def test_tls_that_breaks_off_is_never_taken_for_a_whole_answer(
 
 
 @pytest.mark.parametrize("noticed", [0, 20], ids=["in-this-turn", "some-turns-ago"])
-@pytest.mark.parametrize("farewell", [Peer.hang_up_now, Peer.reset_now], ids=["closed", "reset"])
+@farewells
 async def test_idle_tls_connection_that_was_closed_is_replaced_silently(
-    kind: Kind, authority: trustme.CA, trusting: ssl.SSLContext, noticed: int, farewell: object
+    kind: Kind, authority: trustme.CA, trusting: ssl.SSLContext, noticed: int, farewell: Farewell
 ) -> None:
     async with (
         hostile(answering_in_turn(OK), tls=proven(authority, "127.0.0.1")) as upstream,
@@ -157,8 +157,7 @@ async def test_idle_tls_connection_that_was_closed_is_replaced_silently(
     ):
         await ask(transport, upstream.url)
         await turns(20)  # session tickets have arrived
-        peer = upstream.peers[0]
-        peer.reset_now() if farewell is Peer.reset_now else peer.hang_up_now()
+        farewell(upstream.peers[0])
         await turns(noticed)
         found = await post(transport, upstream.url, b"once only")
 

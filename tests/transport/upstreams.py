@@ -67,14 +67,14 @@ class Peer(Connection):
 
     def __init__(self, raw: socket.socket) -> None:
         self.plain = SocketStream(raw)
-        super().__init__(self.plain)  # type: ignore[arg-type]  # a byte stream is all that it needs
+        super().__init__(self.plain)
         self.log = b""
         self.over = anyio.Event()
         self.scope = anyio.CancelScope()
 
     async def encrypt(self, context: ssl.SSLContext) -> None:
         stream = await TLSStream.wrap(self.plain, ssl_context=context, server_side=True)
-        self.stream = stream  # type: ignore[assignment]  # a byte stream is all that it needs
+        self.stream = stream
 
     async def read(self) -> bytes:
         piece = await super().read()

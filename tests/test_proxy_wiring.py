@@ -1,0 +1,209 @@
+"""What is configured about the proxy reaches it, and what it learns of its upstreams reaches everybody who asks."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from maas_middleware.transports import upstream_transport
+
+from .deployments import Deployment, bearer, chat, deployed
+from .raw_upstream import LAST_CHUNK, Connection, answer, chunk, chunked_head, raw_upstream
+
+CHAT = "/v1/chat/completions"
+JSON = b"Content-Type: application/json"
+WHOLE = answer("200 OK", b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}', JSON)
+BOTH_LENGTHS = chunked_head("application/json", b"Content-Length: 2") + chunk(b"{}") + LAST_CHUNK
+EVENT = chunked_head("text/event-stream") + chunk(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
+IDS = ("m", "n")
+MANY = 110
+SOON = 2.0  # the least of the defaults that tests wait for is 3 seconds
+
+
+def saying(*pieces: bytes) -> Callable[[Connection], Awaitable[None]]:
+    """A script that answers each request of a connection with the same."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.read_request()
+            await connection.send(*pieces)
+
+    return script
+
+
+def models(*urls: str) -> list[dict[str, Any]]:
+    """Two models on the same servers."""
+    return [{"id": name, "tiers": "all", "upstreams": list(urls)} for name in IDS]
+
+
+async def ask(site: Deployment, token: str, model: str = "m") -> httpx.Response:
+    return await site.client.post(CHAT, json=chat(model), headers=bearer(token))
+
+
+async def state(site: Deployment, token: str) -> tuple[object, list[bool]]:
+    """What `/ready` calls degraded, and which models are ready."""
+    listed = (await site.client.get("/v1/models", headers=bearer(token))).json()["data"]
+    return (await site.client.get("/ready")).json().get("degraded"), [row["ready"] for row in listed]
+
+
+async def read_until(site: Deployment, token: str, part: bytes) -> bytes:
+    """Read a stream until it has said something."""
+    read = b""
+    with anyio.fail_after(SOON):
+        async with site.client.stream("POST", CHAT, json=chat("m", stream=True), headers=bearer(token)) as stream:
+            async for piece in stream.aiter_bytes():
+                read += piece
+                if part in read:
+                    break
+    return read
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("proxy", "status"),
+    [
+        pytest.param({}, 502, id="by-default"),
+        pytest.param({"transport": "auto"}, 502, id="auto"),
+        pytest.param({"transport": "http11"}, 502, id="http11"),
+        pytest.param({"transport": "httpx"}, 200, id="httpx"),
+    ],
+)
+async def test_client_is_the_configured_one_and_ours_takes_no_answer_of_two_lengths(
+    proxy: dict[str, str], status: int
+) -> None:
+    async with (
+        raw_upstream(saying(BOTH_LENGTHS)) as upstream,
+        deployed(models=models(upstream.url), proxy=proxy) as site,
+    ):
+        answered = await ask(site, await site.mint())
+
+    assert answered.status_code == status
+
+
+async def test_answers_end_after_the_configured_total_time() -> None:
+    async with (
+        raw_upstream(saying(EVENT)) as upstream,
+        deployed(models=models(upstream.url), proxy={"total_timeout": "200ms"}) as site,
+    ):
+        read = await read_until(site, await site.mint(), b"upstream_timeout")
+
+    assert read.startswith(b"data: {")
+    assert b'"upstream_timeout"' in read
+
+
+async def test_silent_streams_get_comments_at_the_configured_interval() -> None:
+    async with (
+        raw_upstream(saying(EVENT)) as upstream,
+        deployed(models=models(upstream.url), proxy={"keepalive_interval": "50ms"}) as site,
+    ):
+        read = await read_until(site, await site.mint(), b"\n\n:")
+
+    assert b"\n\n: keep-alive\n\n" in read
+
+
+async def test_models_without_a_server_that_works_are_told_until_it_answers_again() -> None:
+    said = [answer("503 Service Unavailable")]
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.read_request()
+            await connection.send(said[0])
+
+    async with raw_upstream(script) as upstream, deployed(models=models(upstream.url)) as site:
+        token = await site.mint("sha256~premium")
+        before = await state(site, token)
+        failures = [(await ask(site, token, model)).status_code for model in (*IDS, "m")]
+        meanwhile = await state(site, token)
+        said[0] = WHOLE
+        answered = await ask(site, token)
+        after = await state(site, token)
+
+    assert before == (None, [True, True])
+    assert failures == [503, 503, 503]
+    assert meanwhile == (["models"], [False, False])
+    assert (answered.status_code, after) == (200, before)
+
+
+async def test_model_whose_first_server_is_gone_is_served_by_its_second() -> None:
+    gone = f"http://127.0.0.1:{closed_port()}"
+    async with raw_upstream(saying(WHOLE)) as upstream, deployed(models=models(gone, upstream.url)) as site:
+        token = await site.mint("sha256~premium")
+        answers = [(await ask(site, token)).status_code for _ in range(8)]
+        told = await state(site, token)
+
+    assert answers == [200] * 8
+    assert told == (None, [True, True])
+
+
+@pytest.mark.parametrize("transport", ["http11", "httpx"])
+async def test_gateway_that_stops_closes_its_connections_to_model_servers(transport: str) -> None:
+    async with raw_upstream(saying(WHOLE)) as upstream:
+        async with deployed(models=models(upstream.url), proxy={"transport": transport}) as site:
+            answered = await ask(site, await site.mint())
+            [connection] = upstream.connections
+            was_kept = not connection.client_left.is_set()
+        with anyio.fail_after(SOON):
+            await connection.client_left.wait()
+
+    assert answered.status_code == 200
+    assert was_kept
+
+
+@pytest.mark.parametrize("kind", ["http11", "httpx"])
+async def test_many_requests_at_once_have_a_connection_each_which_are_all_kept(kind: Any) -> None:
+    arrived = 0
+    all_there = anyio.Event()
+
+    async def script(connection: Connection) -> None:
+        nonlocal arrived
+        while True:
+            await connection.read_request()
+            arrived += 1
+            if arrived % MANY == 0:
+                all_there.set()
+            await all_there.wait()
+            await connection.send(WHOLE)
+
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(raw_upstream(script))
+        transport = await stack.enter_async_context(upstream_transport(kind))
+
+        async def get() -> None:
+            response = await transport.handle_async_request(httpx.Request("GET", upstream.url))
+            await response.aread()
+
+        for _ in range(2):
+            all_there = anyio.Event()
+            async with anyio.create_task_group() as group:
+                for _ in range(MANY):
+                    group.start_soon(get)
+
+    assert (arrived, len(upstream.connections)) == (2 * MANY, MANY)
+
+
+async def test_idle_connections_are_given_up_before_model_servers_close_them() -> None:
+    """After 3 seconds: vLLM closes them after 5."""
+    async with (
+        raw_upstream(saying(WHOLE)) as upstream,
+        raw_upstream(saying(WHOLE)) as other,
+        upstream_transport("http11") as ours,
+        upstream_transport("httpx") as theirs,
+    ):
+        await (await theirs.handle_async_request(httpx.Request("GET", other.url))).aread()
+        await (await ours.handle_async_request(httpx.Request("GET", upstream.url))).aread()
+        with anyio.fail_after(4.5):
+            await upstream.connections[0].client_left.wait()
+        await (await theirs.handle_async_request(httpx.Request("GET", other.url))).aread()
+
+    assert len(other.connections) == 2
