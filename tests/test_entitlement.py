@@ -15,7 +15,7 @@ from maas_middleware.endpoints import CHAT_COMPLETIONS, ENDPOINTS, Endpoint
 from maas_middleware.entitlement import check_endpoint, check_features, check_ownership, subjects_of, within_cap
 from maas_middleware.errors import AccessDenied, InvalidRequest
 from maas_middleware.identity import Identity
-from maas_middleware.limiting import Limits, parse_limits
+from maas_middleware.limiting import NO_LIMITS, Limits, parse_limits
 from maas_middleware.requests import InferenceRequest, JSONRequest
 from maas_middleware.tiers import FEATURES, Feature, Tier
 
@@ -490,7 +490,9 @@ def test_cap_that_the_server_would_not_read_is_put_where_it_does(
 @pytest.mark.parametrize(
     ("tier_limits", "model_limits", "keys"),
     [
-        pytest.param({}, Limits(), 1, id="none"),
+        pytest.param({}, NO_LIMITS, 1, id="none"),
+        pytest.param({"m": Limits(concurrency=1)}, NO_LIMITS, 2, id="of-the-user-alone"),
+        pytest.param({}, Limits(), 1, id="of-the-model-that-are-none"),
         pytest.param({"m": Limits(concurrency=1)}, Limits(), 2, id="of-the-user-on-the-model"),
         pytest.param({"other": Limits(concurrency=1)}, Limits(), 1, id="of-the-user-on-another-model"),
         pytest.param({"m": Limits()}, Limits(), 1, id="unlimited-on-the-model"),

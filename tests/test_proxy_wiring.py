@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import httpx
@@ -20,10 +21,10 @@ CHAT = "/v1/chat/completions"
 JSON = b"Content-Type: application/json"
 WHOLE = answer("200 OK", b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}', JSON)
 BOTH_LENGTHS = chunked_head("application/json", b"Content-Length: 2") + chunk(b"{}") + LAST_CHUNK
-EVENT = chunked_head("text/event-stream") + chunk(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
+HEAD = chunked_head("text/event-stream")
+EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 IDS = ("m", "n")
-MANY = 110
-SOON = 2.0  # the least of the defaults that tests wait for is 3 seconds
+PATIENCE = 10.0  # far less than the default of any deadline
 
 
 def saying(*pieces: bytes) -> Callable[[Connection], Awaitable[None]]:
@@ -55,7 +56,7 @@ async def state(site: Deployment, token: str) -> tuple[object, list[bool]]:
 async def read_until(site: Deployment, token: str, part: bytes) -> bytes:
     """Read a stream until it has said something."""
     read = b""
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(PATIENCE):
         async with site.client.stream("POST", CHAT, json=chat("m", stream=True), headers=bearer(token)) as stream:
             async for piece in stream.aiter_bytes():
                 read += piece
@@ -93,7 +94,7 @@ async def test_client_is_the_configured_one_and_ours_takes_no_answer_of_two_leng
 
 async def test_answers_end_after_the_configured_total_time() -> None:
     async with (
-        raw_upstream(saying(EVENT)) as upstream,
+        raw_upstream(saying(HEAD, chunk(EVENT))) as upstream,
         deployed(models=models(upstream.url), proxy={"total_timeout": "200ms"}) as site,
     ):
         read = await read_until(site, await site.mint(), b"upstream_timeout")
@@ -102,14 +103,17 @@ async def test_answers_end_after_the_configured_total_time() -> None:
     assert b'"upstream_timeout"' in read
 
 
-async def test_silent_streams_get_comments_at_the_configured_interval() -> None:
+@pytest.mark.parametrize(
+    "said", [pytest.param((), id="before-the-first-event"), pytest.param((EVENT,), id="between-events")]
+)
+async def test_silent_streams_get_comments_at_the_configured_interval(said: tuple[bytes, ...]) -> None:
     async with (
-        raw_upstream(saying(EVENT)) as upstream,
+        raw_upstream(saying(HEAD, *map(chunk, said))) as upstream,
         deployed(models=models(upstream.url), proxy={"keepalive_interval": "50ms"}) as site,
     ):
-        read = await read_until(site, await site.mint(), b"\n\n:")
+        read = await read_until(site, await site.mint(), b": keep-alive\n\n")
 
-    assert b"\n\n: keep-alive\n\n" in read
+    assert read == b"".join(said) + b": keep-alive\n\n"
 
 
 async def test_models_without_a_server_that_works_are_told_until_it_answers_again() -> None:
@@ -146,6 +150,51 @@ async def test_model_whose_first_server_is_gone_is_served_by_its_second() -> Non
     assert told == (None, [True, True])
 
 
+async def test_refusal_of_a_busy_server_passes_with_its_wait_and_does_not_leave_it_out() -> None:
+    busy = answer("429 Too Many Requests", b'{"error":{"message":"busy"}}', JSON, b"Retry-After: 7")
+    async with raw_upstream(saying(busy)) as upstream, deployed(models=models(upstream.url)) as site:
+        token = await site.mint("sha256~premium")
+        answers = [await ask(site, token) for _ in range(4)]
+        told = await state(site, token)
+
+    assert [(one.status_code, one.headers["retry-after"]) for one in answers] == [(429, "7")] * 4
+    assert answers[0].json()["error"]["message"] == "busy"
+    assert told == (None, [True, True])
+
+
+@pytest.mark.parametrize("transport", ["http11", "httpx"])
+@pytest.mark.parametrize("said", [pytest.param((), id="thinking"), pytest.param((HEAD, chunk(EVENT)), id="streaming")])
+async def test_client_of_the_gateway_that_leaves_reaches_the_server_within_100_ms(
+    said: tuple[bytes, ...], transport: str
+) -> None:
+    reached = anyio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(*said)
+        reached.set()
+        await connection.until_client_left()
+
+    async with (
+        raw_upstream(script) as upstream,
+        deployed(models=models(upstream.url), proxy={"transport": transport}) as site,
+    ):
+        token, body = await site.mint("sha256~premium"), json.dumps(chat("m", stream=True)).encode()
+        sent = b"POST %b HTTP/1.1\r\nhost: a\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\n\r\n%b"
+        took = []
+        for _ in range(3):  # a busy machine may be late once
+            reached = anyio.Event()
+            client = await anyio.connect_tcp("127.0.0.1", int(site.url.rpartition(":")[2]))
+            await client.send(sent % (CHAT.encode(), token.encode(), len(body), body))
+            await reached.wait()
+            left = anyio.current_time()
+            await client.aclose()
+            await upstream.connections[-1].client_left.wait()
+            took.append(anyio.current_time() - left)
+
+    assert min(took) < 0.1
+
+
 @pytest.mark.parametrize("transport", ["http11", "httpx"])
 async def test_gateway_that_stops_closes_its_connections_to_model_servers(transport: str) -> None:
     async with raw_upstream(saying(WHOLE)) as upstream:
@@ -153,15 +202,23 @@ async def test_gateway_that_stops_closes_its_connections_to_model_servers(transp
             answered = await ask(site, await site.mint())
             [connection] = upstream.connections
             was_kept = not connection.client_left.is_set()
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(1):  # it would be given up by itself after three
             await connection.client_left.wait()
 
     assert answered.status_code == 200
     assert was_kept
 
 
-@pytest.mark.parametrize("kind", ["http11", "httpx"])
-async def test_many_requests_at_once_have_a_connection_each_which_are_all_kept(kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        pytest.param("http11", 110, id="http11"),
+        pytest.param("httpx", 30, id="httpx"),  # it takes long for more
+    ],
+)
+async def test_many_requests_at_once_have_a_connection_each_and_all_are_kept(
+    kind: Literal["http11", "httpx"], count: int
+) -> None:
     arrived = 0
     all_there = anyio.Event()
 
@@ -170,7 +227,7 @@ async def test_many_requests_at_once_have_a_connection_each_which_are_all_kept(k
         while True:
             await connection.read_request()
             arrived += 1
-            if arrived % MANY == 0:
+            if arrived % count == 0:
                 all_there.set()
             await all_there.wait()
             await connection.send(WHOLE)
@@ -186,10 +243,10 @@ async def test_many_requests_at_once_have_a_connection_each_which_are_all_kept(k
         for _ in range(2):
             all_there = anyio.Event()
             async with anyio.create_task_group() as group:
-                for _ in range(MANY):
+                for _ in range(count):
                     group.start_soon(get)
 
-    assert (arrived, len(upstream.connections)) == (2 * MANY, MANY)
+    assert (arrived, len(upstream.connections)) == (2 * count, count)
 
 
 async def test_idle_connections_are_given_up_before_model_servers_close_them() -> None:

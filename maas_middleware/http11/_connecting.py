@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 import httpx
 
 from ._connection import Connection
+
+# what event loops read at once by themselves is 256 KiB, and a reader that is slow holds some of that
+_READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Origin:
     port: int
     uds: str | None
     ssl_context: ssl.SSLContext | None
+    _buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(_READ_BYTES)), init=False, repr=False)
 
     async def connect(self, lost: Callable[[Connection], None], seconds: float | None) -> Connection:
         """Open a connection.
@@ -37,7 +41,7 @@ class Origin:
         """
         try:
             with anyio.fail_after(seconds):
-                return await self._connect(lambda: Connection(lost))
+                return await self._connect(lambda: Connection(lost, self._buffer))
         except TimeoutError as error:
             raise httpx.ConnectTimeout("Connecting timed out.") from error
         except (OSError, UnicodeError) as error:

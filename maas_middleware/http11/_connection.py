@@ -26,20 +26,25 @@ class Receiver(Protocol):
         """The connection is gone."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection that belongs to one receiver at a time. It ends itself when something comes that nobody asked for.
+
+    Args:
+        lost: is called when the socket is closed.
+        buffer: what comes is read into it, and copied out at once: connections of one event loop may share it.
 
     Attributes:
         receiver: None while no response is awaited.
         gone: set when the socket is closed.
     """
 
-    __slots__ = ("_lost", "_poll", "_transport", "_writable", "gone", "receiver")
+    __slots__ = ("_buffer", "_lost", "_poll", "_transport", "_writable", "gone", "receiver")
 
-    def __init__(self, lost: Callable[[Connection], None]) -> None:
+    def __init__(self, lost: Callable[[Connection], None], buffer: memoryview) -> None:
         self.receiver: Receiver | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lost = lost
+        self._buffer = buffer
         self._poll = select.poll()
         self._transport: asyncio.Transport
         self._writable: asyncio.Future[None] | None = None
@@ -88,11 +93,14 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self.receiver is None:
             self.abort()
         else:
-            self.receiver.received(data)
+            self.receiver.received(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> None:
         if self.receiver is not None and self._is_announced():

@@ -180,7 +180,8 @@ class _Responder:
             return
         logger.warning("broke off the answer to request %s: %s", self._context.request_id, error.code)
         if header_value(self._headers, b"content-type").lower().startswith(b"text/event-stream"):
-            await self._send_event(error)
+            with anyio.move_on_after(_FAREWELL_SECONDS):  # whoever reads nothing must not hold the call
+                await self._send_event(error)
 
     async def _answer(self, error: MaaSError, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if error.status >= 500:

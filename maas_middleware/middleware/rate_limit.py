@@ -99,7 +99,7 @@ class RateLimitMiddleware:
             await reject(scope, receive, send, error)
             return
         note = None if self._recorder is None else partial(self._recorder.note, identity.key)
-        metered = _Metered(context, admission, estimate, self._leases, self._limit_headers, note)
+        metered = _Metered(context, tier, admission, estimate, self._leases, self._limit_headers, note)
         try:
             await metered.run(self.app, scope, receive, send)
         finally:
@@ -137,6 +137,7 @@ class _Metered:
     def __init__(
         self,
         context: MaaSContext,
+        tier: Tier,
         admission: Admission,
         estimate: Estimate,
         leases: Leases,
@@ -144,6 +145,7 @@ class _Metered:
         note: Callable[[str, Charge, int], None] | None,
     ) -> None:
         self._context = context
+        self._tier = tier
         self._admission = admission
         self._estimate = estimate
         self._leases = leases
@@ -225,7 +227,8 @@ class _Metered:
             self._client_left,
             _NOTHING if _is_unmetered(context) else context.usage,
             context.produced,
-            self._estimate,
+            # what a body that passes while it is read asks for is known by now
+            self._estimate if context.usage is not None else _estimate(context, self._tier),
             context.reported_failure,
         )
 

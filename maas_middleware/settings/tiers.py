@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, field
 
-from ..limiting import Limits, parse_limits
+from ..limiting import NO_LIMITS, Limits, parse_limits
 from ..tiers import Feature, Tier
 from .notation import LimitText, Name, Positive
 from .reader import Reader
@@ -34,7 +34,8 @@ class ModelLimitsSettings(Struct, frozen=True, kw_only=True):
     concurrency: Positive | None = None
 
     def limits(self) -> Limits:
-        return Limits(parse_limits(self.requests), parse_limits(self.tokens), self.concurrency)
+        limits = Limits(parse_limits(self.requests), parse_limits(self.tokens), self.concurrency)
+        return NO_LIMITS if limits == NO_LIMITS else limits  # what is the same object needs no look at what is in it
 
 
 class TierSettings(Struct, frozen=True, kw_only=True):
