@@ -39,7 +39,7 @@ class EventTemplate:
 
     @classmethod
     def of(cls, event: bytes, given: bytes, content: re.Pattern[bytes], *, has_usage: bool) -> EventTemplate | None:
-        """Learn from an event that is neither an end nor an error, and from what clients read of it.
+        """Learn from an event that is surely no error, and from what clients read of it.
 
         Returns:
             None where others may look like it and be read otherwise.

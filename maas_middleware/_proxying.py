@@ -15,7 +15,7 @@ def transport_of(settings: Settings) -> LoopTransport:
         ConfigurationError: what it needs is not installed.
     """
     try:
-        return upstream_transport(settings.proxy.transport)
+        return upstream_transport(settings.proxy.transport, settings.proxy.ca_file)
     except ValueError as error:
         raise ConfigurationError([Problem("proxy.transport", str(error))]) from None
 

@@ -144,17 +144,16 @@ class EventScanner:
         return self._passed(event) if self._format is None else self._judged(self._format, event)
 
     def _judged(self, form: StreamFormat, event: bytes) -> bytes:
-        is_end, is_suspect = found_in(event, form.ends), found_in(event, form.fails)
+        is_suspect = found_in(event, form.fails)
         if is_suspect and self._is_error(event):
             return b""
-        self._ended |= is_end
+        self._ended = self._ended or found_in(event, form.ends)
         texts = len(form.content.findall(event))
         self.produced += texts
         used, events = self.usage, self.events
         given = self._passed(event)
-        if texts == 1 and form.content.groups and self.events > events and not (is_end or is_suspect):
-            template = EventTemplate.of(event, given, form.content, has_usage=self.usage is not used)
-            self._template = template or self._template
+        if texts == 1 and form.content.groups and self.events > events and not is_suspect:
+            self._template = EventTemplate.of(event, given, form.content, has_usage=self.usage is not used)
         return given
 
     def _is_error(self, event: bytes) -> bool:
@@ -168,12 +167,11 @@ class EventScanner:
         """What the client is to read of an event that is none of an error."""
         if _HAS_DATA.search(event) is not None:
             self.events += 1
-        is_metered, is_named = b'"usage"' in event, self._renaming.concerns(event)
-        fields = json_fields(_document(event)) if is_metered or is_named else None
+        is_named = self._renaming.concerns(event)
+        fields = json_fields(_document(event)) if is_named or b'"usage"' in event else None
         if fields is None:
             return event
-        if is_metered:
-            self._count(usage_of(fields, self._audio_tokens_per_second))
+        self._count(usage_of(fields, self._audio_tokens_per_second))
         changed = self._renaming.changes(fields) if is_named else {}
         shown = self._shown(fields)
         if shown is None:

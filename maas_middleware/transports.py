@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 from typing import Literal
 
 import httpx
@@ -37,24 +38,36 @@ class LoopTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def upstream_transport(kind: Literal["auto", "http11", "httpx"] = "auto") -> LoopTransport:
+def upstream_transport(kind: Literal["auto", "http11", "httpx"] = "auto", ca_file: str | None = None) -> LoopTransport:
     """Reach model servers: as many connections as there are requests, kept open for 3 idle seconds.
 
     Args:
         kind: `http11` is `HTTP11Transport`, `httpx` is `httpx.AsyncHTTPTransport`; `auto` the first where it can be.
+        ca_file: the certificate authorities of servers with https; None: those of the system.
 
     Raises:
-        ValueError: `http11` is asked for, and httptools is not installed.
+        ValueError: `http11` is asked for, and httptools 0.6.4 is not installed.
+        OSError: the file cannot be read, or holds no certificate.
     """
-    if kind == "httpx" or (kind == "auto" and find_spec("httptools") is None):
-        return LoopTransport(_httpx_transport)
+    trusted = ssl.create_default_context(cafile=ca_file)
+    if kind == "httpx":
+        return LoopTransport(partial(_httpx_transport, trusted))
     try:
         from .http11 import HTTP11Transport
     except ImportError:
-        raise ValueError("httptools is missing: pip install 'maas-middleware[gateway]'") from None
-    return LoopTransport(lambda: HTTP11Transport(max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS))
+        if kind == "http11":
+            raise ValueError("httptools 0.6.4 is missing: pip install 'maas-middleware[gateway]'") from None
+        return LoopTransport(partial(_httpx_transport, trusted))
+    return LoopTransport(
+        partial(
+            HTTP11Transport,
+            ssl_context=trusted,
+            max_keepalive_connections=None,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
+        )
+    )
 
 
-def _httpx_transport() -> httpx.AsyncHTTPTransport:
+def _httpx_transport(trusted: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS)
-    return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+    return httpx.AsyncHTTPTransport(verify=trusted, limits=limits, trust_env=False)

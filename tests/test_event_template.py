@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -335,6 +338,44 @@ def test_piece_of_which_nothing_is_to_be_changed_is_returned_itself(tail: bytes)
     assert (scanner.produced, scanner.events) == (6, 7)
 
 
+def called_while(scanner: EventScanner, piece: bytes) -> Counter[str]:
+    """The functions of libraries that are called while a piece is read."""
+    called: Counter[str] = Counter()
+
+    def note(frame: FrameType, kind: str, function: Any) -> None:
+        called.update([function.__name__] if kind == "c_call" else [])
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        scanner.feed(piece)
+    finally:
+        sys.setprofile(before)
+    return called
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("tail", "decoded"),
+    [
+        pytest.param(b"", 0, id="none"),
+        pytest.param(b',"usage":null', 0, id="null"),
+        pytest.param(b',"usage":' + counts(1), 1, id="running"),
+    ],
+)
+def test_event_that_is_like_one_before_is_neither_searched_nor_decoded(
+    options: dict[str, Any], tail: bytes, decoded: int
+) -> None:
+    """A running usage is read all the same, unless it stays where something else is to be changed."""
+    scanner = EventScanner(CHAT, **options)
+    is_read_whole = decoded and "renaming" in options and "strip_running" not in options
+
+    first, second = called_while(scanner, chunk(b"a", tail)), called_while(scanner, chunk(b"b", tail))
+
+    assert first["findall"] > 0
+    assert is_read_whole or (second["search"], second["findall"], second["decode"]) == (0, 0, decoded)
+
+
 def test_piece_with_an_event_of_each_kind_is_read_in_their_order() -> None:
     null = b',"usage":null'
     events = [chunk(b"a", null), chunk(b"b", null), KEEP_ALIVE, chunk(b"c", null), chunk(b"d", b',"x":1'), chunk(b"e")]
@@ -357,6 +398,12 @@ def test_running_usage_of_events_that_are_alike_is_known_at_any_moment() -> None
     assert seen == [TokenUsage(5, produced, 5 + produced) for produced in range(1, 5)]
 
 
+def test_usage_of_an_event_that_is_the_same_again_counts_again() -> None:
+    total = b'data: {"choices":[],"usage":%b}\n\n' % counts(3)
+
+    assert read([running(b"a", 1), total, running(b"b", 1)], CHAT).usage == TokenUsage(5, 1, 6)
+
+
 def test_counts_that_nobody_believes_replace_no_usage() -> None:
     stream = [running(b"a", 1), running(b"b", 2), running(b"c", 1 << 41)]
 
@@ -365,7 +412,7 @@ def test_counts_that_nobody_believes_replace_no_usage() -> None:
     )
 
 
-def test_nothing_is_learned_from_an_end_an_error_or_a_comment() -> None:
+def test_ends_suspects_and_comments_that_are_alike_read_as_if_each_were_the_first() -> None:
     end = chunk(b"a").replace(b'"finish_reason":null', b'"finish_reason":"stop"')
     empty_error = chunk(b"a", b',"error":{}')
     comment = b': "content":"a",\n\n'
@@ -394,13 +441,14 @@ def test_events_are_recognised_behind_one_that_came_in_halves() -> None:
 
 
 def test_what_looks_like_an_event_within_an_oversized_one_is_none() -> None:
-    large = b"data: " + b"x" * MAXIMUM_EVENT_BYTES
+    event = chunk(b"b")
+    large = b"data: " + b"x" * MAXIMUM_EVENT_BYTES + event[:3]
     scanner = EventScanner(CHAT)
 
     scanner.feed(chunk(b"a"))
-    given = [scanner.feed(large), scanner.feed(chunk(b"b")), scanner.feed(chunk(b"c"))]
+    given = [scanner.feed(large), scanner.feed(event[3:]), scanner.feed(chunk(b"c"))]
 
-    assert b"".join(given) == large + chunk(b"b") + chunk(b"c")
+    assert b"".join(given) == large[:-3] + event + chunk(b"c")
     assert (scanner.produced, scanner.events) == (2, 2)
 
 

@@ -330,6 +330,14 @@ def test_event_with_the_word_usage_but_nothing_to_take_out_stays_as_it_is(event:
     assert scan([event], strip=True).output == event
 
 
+@pytest.mark.parametrize("strip", [True, False])
+def test_total_stays_where_only_the_usage_in_every_other_event_was_not_asked_for(strip: bool) -> None:
+    scanner = EventScanner(CHAT, strip=strip, strip_running=True)
+    running = b'data: {"choices":[{}],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
+
+    assert scanner.feed(running + usage_chunk()) == b'data: {"choices":[{}]}\n\n' + (b"" if strip else usage_chunk())
+
+
 def test_bytes_that_are_no_events_reach_nobody() -> None:
     compressed = gzip.compress(CHATS[0].asked, mtime=0)
 

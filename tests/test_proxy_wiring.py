@@ -6,16 +6,20 @@ import json
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
 import httpx
 import pytest
+import trustme
 
+from maas_middleware.testing import SimulatedModel
 from maas_middleware.transports import upstream_transport
 
 from .deployments import Deployment, bearer, chat, deployed
 from .raw_upstream import LAST_CHUNK, Connection, answer, chunk, chunked_head, raw_upstream
+from .servers import serving
 
 CHAT = "/v1/chat/completions"
 JSON = b"Content-Type: application/json"
@@ -264,3 +268,23 @@ async def test_idle_connections_are_given_up_before_model_servers_close_them() -
         await (await theirs.handle_async_request(httpx.Request("GET", other.url))).aread()
 
     assert len(other.connections) == 2
+
+
+@pytest.mark.parametrize("transport", ["http11", "httpx"])
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_https_servers_are_trusted_by_the_configured_authorities(
+    tmp_path: Path, transport: str, is_trusted: bool
+) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
+    (authority if is_trusted else other).cert_pem.write_to_path(files["ca"])
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(files["key"])
+    certificate.cert_chain_pems[0].write_to_path(files["cert"])
+    server = serving(SimulatedModel("m"), ssl_certfile=files["cert"], ssl_keyfile=files["key"])
+
+    proxy = {"transport": transport, "ca_file": files["ca"]}
+    async with server as url, deployed(models=models(url), proxy=proxy) as site:
+        answered = await ask(site, await site.mint("sha256~premium"))
+
+    assert answered.status_code == (200 if is_trusted else 503)

@@ -14,6 +14,17 @@ import sys
 sys.modules["httptools"] = None  # as where it is not installed
 """
 
+OLD_HTTPTOOLS = """
+import httptools
+httptools.__version__ = "0.6.3"
+from maas_middleware.transports import upstream_transport
+print(type(upstream_transport()._make()).__name__)
+try:
+    upstream_transport("http11")
+except ValueError as error:
+    print(error)
+"""
+
 
 def counting() -> tuple[LoopTransport, list[httpx.MockTransport]]:
     made: list[httpx.MockTransport] = []
@@ -82,4 +93,12 @@ def test_without_httptools_http11_is_a_problem_of_a_gateway_with_what_to_install
         "        print(error)\n"
     )
 
-    assert printed == "proxy.transport: httptools is missing: pip install 'maas-middleware[gateway]'\n" * 2
+    assert printed == "proxy.transport: httptools 0.6.4 is missing: pip install 'maas-middleware[gateway]'\n" * 2
+
+
+def test_httptools_that_is_not_strict_is_none() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", OLD_HTTPTOOLS], capture_output=True, text=True, check=True, timeout=20
+    )
+
+    assert printed.stdout == "AsyncHTTPTransport\nhttptools 0.6.4 is missing: pip install 'maas-middleware[gateway]'\n"

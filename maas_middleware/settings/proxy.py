@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from .notation import Positive, Seconds
+from .notation import CAFile, Positive, Seconds
 
 
 class ProxySettings(Struct, frozen=True, kw_only=True):
@@ -14,6 +14,7 @@ class ProxySettings(Struct, frozen=True, kw_only=True):
 
     Attributes:
         transport: the HTTP client: `http11` on httptools, `httpx` with its own, `auto` is the first where it can be.
+        ca_file: the certificate authorities of servers with https; None: those of the system.
         connect_timeout, first_byte_timeout, idle_timeout: seconds to connect to a server, until its answer begins, and
             between two pieces of it.
         total_timeout: seconds for a whole answer; None is no limit.
@@ -23,6 +24,7 @@ class ProxySettings(Struct, frozen=True, kw_only=True):
     """
 
     transport: Literal["auto", "http11", "httpx"] = "auto"
+    ca_file: CAFile | None = None
     connect_timeout: Seconds = 5.0
     first_byte_timeout: Seconds = 120.0
     idle_timeout: Seconds = 60.0
