@@ -113,6 +113,7 @@ class Upload:
         return self._refusal
 
     async def _pass(self) -> Message:
+        self._expected = 0  # what might come was reserved; from here on what did counts
         if self._has_ended:
             return await self._receive()
         try:
@@ -142,7 +143,6 @@ class Upload:
     async def _read(self) -> None:
         message = await self._wait()
         if message["type"] == "http.disconnect":
-            self._expected = self._size
             raise ClientLeft
         body: bytes = message.get("body", b"")
         self._size += len(body)

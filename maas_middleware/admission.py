@@ -86,9 +86,8 @@ def after_failure(verdict: Verdict) -> Verdict:
     if verdict.lease is None or budget is None:
         return verdict
     left = min(budget.remaining + 1, budget.limit.amount)
-    is_full = left == budget.limit.amount
-    given_back = Budget(budget.limit, left, 0, 0) if is_full else replace(budget, remaining=left)
-    return replace(verdict, requests=given_back)
+    reset_ms, more_ms = (0, 0) if left == budget.limit.amount else (budget.reset_ms, budget.more_ms)
+    return replace(verdict, requests=Budget(budget.limit, left, reset_ms, more_ms))
 
 
 def limit_exceeded(subject: Subject, verdict: Verdict, tier: str, jitter: float) -> RateLimitExceeded:

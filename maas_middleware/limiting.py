@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
 
+import msgspec
 from limits import parse_many
 
 from .durations import format_duration
@@ -83,8 +84,7 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """One request that asks to be admitted.
 
     Attributes:
@@ -121,8 +121,7 @@ class Charge:
     request: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True, gc=False):
     """One limit as it stands.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -76,8 +76,7 @@ class InferenceRequest(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class JSONRequest:
+class JSONRequest(msgspec.Struct, frozen=True, dict=True):
     """An `InferenceRequest` that is a JSON object.
 
     Attributes:
@@ -95,7 +94,6 @@ class JSONRequest:
     running_usage: bool
     answers: int
     cap: int | None
-    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def parse(cls, body: bytes) -> JSONRequest:
@@ -132,13 +130,10 @@ class JSONRequest:
             max(caps, default=None),
         )
 
-    @property
+    @cached_property
     def encoded(self) -> bytes:
         """The body that carries exactly these fields; the same object each time."""
-        if (encoded := self._encoded) is None:
-            encoded = _encode(self.fields)
-            object.__setattr__(self, "_encoded", encoded)
-        return encoded
+        return _encode(self.fields)
 
     def capped(self, name: str, cap: int) -> JSONRequest:
         """The same request with a cap in a field of that name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -16,8 +15,7 @@ _TAIL_BYTES = 16 << 10
 _MAXIMUM_TOKENS = 1 << 40  # whoever reports more is not believed
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
+class TokenUsage(msgspec.Struct, frozen=True, gc=False):
     """Tokens, as the model counted them. A usage of 0 is 0; what is not known is no TokenUsage."""
 
     input: int

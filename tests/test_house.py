@@ -24,6 +24,7 @@ CORE = {
 }
 PLUMBING = {
     "_asgi",
+    "_event_streams",
     "_form_parts",
     "_forms",
     "_streamed_forms",

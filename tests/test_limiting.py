@@ -7,6 +7,8 @@ import pytest
 from maas_middleware.admission import after_failure, after_use
 from maas_middleware.limiting import (
     Budget,
+    Charge,
+    Demand,
     Lease,
     Limit,
     Subject,
@@ -19,6 +21,22 @@ from maas_middleware.limiting import (
 
 REQUESTS = Budget(Limit(5, 60), 4, 61_000, 40_001)
 TOKENS = Budget(Limit(100, 60), 70, 500, 300)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        pytest.param(Subject("alice"), "key", id="subject"),
+        pytest.param(Demand("one", 30), "tokens", id="demand"),
+        pytest.param(Lease("one", Subject("alice"), 30, 0), "tokens", id="lease"),
+        pytest.param(Charge(30), "tokens", id="charge"),
+        pytest.param(REQUESTS, "remaining", id="budget"),
+        pytest.param(Verdict(None, REQUESTS, TOKENS), "lease", id="verdict"),
+    ],
+)
+def test_what_ledgers_are_told_and_answer_cannot_be_changed(value: object, name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(value, name, None)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +177,7 @@ def test_limit_of_which_nothing_is_used_is_completely_full(used: int) -> None:
     [
         pytest.param(Budget(Limit(5, 60), 2, 9000, 800), Budget(Limit(5, 60), 3, 9000, 800), id="one-of-several"),
         pytest.param(Budget(Limit(5, 60), 4, 9000, 800), Budget(Limit(5, 60), 5, 0, 0), id="the-only-one"),
+        pytest.param(Budget(Limit(5, 60), 5, 9000, 800), Budget(Limit(5, 60), 5, 0, 0), id="never-more-than-the-limit"),
         pytest.param(None, None, id="unlimited"),
     ],
 )

@@ -39,6 +39,13 @@ def test_body_is_made_once() -> None:
     assert request.encoded is request.encoded
 
 
+def test_request_that_was_judged_cannot_be_changed() -> None:
+    request = parse(model="m")
+
+    with pytest.raises(AttributeError):
+        request.model = "other"  # type: ignore[misc]  # which is what is tested
+
+
 def test_of_several_fields_that_are_wrong_it_is_always_the_same_that_is_named() -> None:
     wrong = ['"n":-1', '"stream":1', '"model":5']
 

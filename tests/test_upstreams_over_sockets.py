@@ -176,6 +176,21 @@ async def test_killed_server_loses_no_request_and_is_not_asked_for_a_while(
     assert "127.0.0.1" not in logged.text
 
 
+async def test_burst_that_meets_a_server_where_nobody_listens_is_served_by_the_other(sites: Sites, gone: str) -> None:
+    server = await sites.server(fine)
+    site = sites.proxied(gone, server.url, balancing={"minimum_retries": 0.0, "retry_ratio": 0.0})
+    statuses: list[int] = []
+
+    async def ask() -> None:
+        statuses.append((await site.ask()).status)
+
+    async with anyio.create_task_group() as clients:
+        for _ in range(64):
+            clients.start_soon(ask)
+
+    assert statuses == [200] * 64  # asking where nobody listens takes no retry from an outage
+
+
 async def test_each_server_reads_its_own_host_and_the_models_credential(sites: Sites, gone: str) -> None:
     servers = [await sites.server(busy), await sites.server(busy)]
     site = sites.proxied(gone, *(server.url for server in servers))

@@ -11,6 +11,13 @@ from maas_middleware.usage import JSONScanner, TokenUsage, is_json, read_usage, 
 # TokenUsage, read_usage
 
 
+def test_usage_cannot_be_changed() -> None:
+    usage = TokenUsage(5, 7, 12)
+
+    with pytest.raises(AttributeError):
+        usage.total = 0  # type: ignore[misc]  # which is what is tested
+
+
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import Message, Send
 
 from .._asgi import ClientLeft, Headers
-from ._forwarding import can_hold_comments
+from .._event_streams import takes_events
 from ._keepalive import KeepAlive
 from ._vigil import Vigil
 
@@ -32,7 +32,7 @@ class Answer:
     def prepare(self, status: int, headers: Headers) -> None:
         """Take the head; where it is an event stream's, comments are sent from now on whenever it is silent."""
         self._start = {"type": "http.response.start", "status": status, "headers": headers}
-        if self._keepalive_interval is not None and can_hold_comments(headers):
+        if self._keepalive_interval is not None and takes_events(headers):
             self._keepalive = KeepAlive(self._keepalive_interval, self._pass, self._vigil.stop)
 
     async def write(self, chunk: bytes) -> None:

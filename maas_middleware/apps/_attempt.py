@@ -27,9 +27,13 @@ _FAILURES = (502, 503, 504)
 
 
 class Attempt:
-    """Relays what an upstream answers, and tells it how it did. Owns its response."""
+    """Relays what an upstream answers, and tells it how it did. Owns its response.
 
-    __slots__ = ("_answer", "_has_begun", "_is_judged", "_model", "_response", "_upstream", "_vigil")
+    Attributes:
+        was_refused: nobody listened: it cost the upstream nothing.
+    """
+
+    __slots__ = ("_answer", "_has_begun", "_is_judged", "_model", "_response", "_upstream", "_vigil", "was_refused")
 
     def __init__(self, upstream: Upstream, model: Model, vigil: Vigil, answer: Answer) -> None:
         self._upstream = upstream
@@ -39,6 +43,7 @@ class Attempt:
         self._response: httpx.Response | None = None
         self._has_begun = False
         self._is_judged = False
+        self.was_refused = False
 
     async def run(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> UpstreamUnavailable | None:
         """Answer the client; or return why not, where the upstream has not processed the request.
@@ -60,6 +65,7 @@ class Attempt:
         except httpx.TransportError as failure:
             if not isinstance(failure, _NOT_TO_BLAME):
                 self._judge(False)
+            self.was_refused = isinstance(failure, httpx.ConnectError)
             if isinstance(failure, _NOT_SENT):
                 return UpstreamUnavailable()
             raise (UpstreamTimeout if isinstance(failure, httpx.TimeoutException) else UpstreamError) from None

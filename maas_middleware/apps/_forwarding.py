@@ -10,7 +10,8 @@ from urllib.parse import quote
 import httpx
 from starlette.types import Scope
 
-from .._asgi import Headers, header_value, route_path
+from .._asgi import Headers, route_path
+from .._event_streams import is_event_stream
 from ..errors import InvalidRequest
 
 _HOP_BY_HOP = frozenset(
@@ -111,16 +112,10 @@ def response_headers(given: Headers) -> Headers:
     if _has_control(b"".join([part for pair in headers for part in pair])):
         # a server would refuse to send it, after we thought that we had answered
         headers = [pair for pair in headers if not _has_control(b"".join(pair))]
-    if _is_event_stream(headers):
+    if is_event_stream(headers):
         headers = _without(headers, (b"cache-control", b"x-accel-buffering"))
         headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
     return headers
-
-
-def can_hold_comments(headers: Headers) -> bool:
-    """Whether comments may be put between its events: it is an event stream, not compressed, and tells no size."""
-    names = {name for name, _ in headers}
-    return _is_event_stream(headers) and names.isdisjoint((b"content-encoding", b"content-length"))
 
 
 def upstream_wait(given: Headers) -> Headers:
@@ -128,10 +123,6 @@ def upstream_wait(given: Headers) -> Headers:
     lowercase = ((name.lower(), value) for name, value in given)
     waits = {name: value for name, value in lowercase if name in _WAITS and _WAITS[name].fullmatch(value)}
     return list(waits.items())
-
-
-def _is_event_stream(headers: Headers) -> bool:
-    return header_value(headers, b"content-type").lower().startswith(b"text/event-stream")
 
 
 def _has_control(text: bytes) -> bool:

@@ -37,7 +37,8 @@ class ProxyApp:
 
     Of several upstreams the one with the fewest requests under way is asked. Another one is asked only where the first
     has not processed the request, because it was not reached or answered 503; where nothing of the body is gone, and
-    the balancer lets it. Of several failures the client reads the last.
+    the balancer lets it. That is not asked where nobody listened: such a retry adds no work to an outage. Of several
+    failures the client reads the last.
 
     Args:
         transport: any httpx transport. It is not closed here.
@@ -100,24 +101,29 @@ class ProxyApp:
         await body.read_first()
         failure: UpstreamUnavailable | None = None
         tried: list[Upstream] = []
-        while (upstream := self._choose(model, tried, body)) is not None:
+        costs_nothing = False
+        while (upstream := self._choose(model, tried, body, costs_nothing)) is not None:
             tried.append(upstream)
             upstream.begin()
             try:
                 request = self._request(scope, upstream, model, body)
-                failure = await Attempt(upstream, model, vigil, answer).run(self._transport, request)
+                attempt = Attempt(upstream, model, vigil, answer)
+                failure = await attempt.run(self._transport, request)
             finally:
                 upstream.end()
             if failure is None:
                 return
+            costs_nothing = attempt.was_refused
         if failure is None:
             raise LookupError(f"model {model.id} has no upstream: TierMiddleware needs a Catalogue with upstreams")
         raise failure
 
-    def _choose(self, model: Model, tried: Sequence[Upstream], body: RequestBody) -> Upstream | None:
+    def _choose(
+        self, model: Model, tried: Sequence[Upstream], body: RequestBody, costs_nothing: bool
+    ) -> Upstream | None:
         if tried:
             is_possible = len(tried) < len(model.upstreams) and body.can_be_sent_again
-            if not (is_possible and self._balancer.may_retry(model)):
+            if not (is_possible and (costs_nothing or self._balancer.may_retry(model))):
                 return None
             logger.warning("asking another upstream of model %s", model.id)
         return self._balancer.choose(model, tried)

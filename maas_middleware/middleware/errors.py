@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, header_value, new_id, with_headers, without_headers
+from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, new_id, with_headers, without_headers
+from .._event_streams import takes_events
 from ..context import MaaSContext, ensure_context
 from ..dialects import ErrorFormat
 from ..endpoints import error_format
@@ -179,7 +180,7 @@ class _Responder:
             await self._answer(error, error.headers)
             return
         logger.warning("broke off the answer to request %s: %s", self._context.request_id, error.code)
-        if header_value(self._headers, b"content-type").lower().startswith(b"text/event-stream"):
+        if takes_events(self._headers):
             with anyio.move_on_after(_FAREWELL_SECONDS):  # whoever reads nothing must not hold the call
                 await self._send_event(error)
 

@@ -693,6 +693,22 @@ async def listen_and_return(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize(
+    "header", [(b"content-encoding", b"gzip"), (b"content-length", b"20")], ids=["compressed", "of-known-length"]
+)
+async def test_event_stream_that_nothing_can_be_added_to_is_only_broken_off(header: tuple[bytes, bytes]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream"), header]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"\x1f\x8b", "more_body": True})
+        raise UpstreamError
+
+    answer = await converse(enveloped(app))
+
+    assert answer.chunks == [b"\x1f\x8b"]
+    assert not answer.complete
+
+
+@pytest.mark.parametrize(
     "app", [pytest.param(listen_and_raise, id="raises"), pytest.param(listen_and_return, id="returns")]
 )
 async def test_client_that_left_is_not_answered(app: ASGIApp, caplog: pytest.LogCaptureFixture) -> None:
