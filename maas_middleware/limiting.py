@@ -49,8 +49,7 @@ def parse_limits(text: str) -> tuple[Limit, ...]:
     return limits
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, gc=False):
     """Whose budget, and the limits on it now. The key alone finds the counters: changed limits keep what was used.
 
     Attributes:
@@ -103,8 +102,7 @@ class Demand(msgspec.Struct, frozen=True, gc=False):
         return max(0, self.tokens if self.strict else min(1, self.tokens))
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """What an admitted request holds until it is settled: one request, and `tokens` (at most what was left)."""
 
     id: str
@@ -113,8 +111,7 @@ class Lease:
     admitted_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True, gc=False):
     """What a request came to: tokens, and whether the request itself stays counted."""
 
     tokens: int
@@ -137,8 +134,7 @@ class Budget(msgspec.Struct, frozen=True, gc=False):
     more_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """A ledger's answer.
 
     Attributes:

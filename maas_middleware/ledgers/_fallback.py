@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
+
+from msgspec.structs import replace
 
 from ..errors import StoreUnavailable
 from ..limiting import Charge, Demand, Lease, Ledger, Limit, Subject, Verdict
@@ -25,8 +26,7 @@ def _shares(limits: tuple[Limit, ...], replicas: int) -> tuple[Limit, ...]:
     return tuple(Limit(max(1, limit.amount // replicas), limit.seconds) for limit in limits)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalLease(Lease):
+class LocalLease(Lease, frozen=True, gc=False):
     """One that this process granted on its own, with the caller's subject. The store has not counted its request."""
 
 

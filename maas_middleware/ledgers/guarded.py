@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeVar
 
 import anyio
+from msgspec.structs import replace
 
 from ..errors import StoreUnavailable
 from ..limiting import Charge, Demand, Lease, Ledger, Subject, Verdict

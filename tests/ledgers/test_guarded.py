@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Literal, TypeVar
 
 import anyio
@@ -13,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
+from msgspec.structs import replace
 
 from maas_middleware.errors import StoreUnavailable
 from maas_middleware.ledgers._fallback import share
