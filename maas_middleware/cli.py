@@ -17,10 +17,9 @@ from shlex import quote
 from . import __version__
 from .assembly import Parts
 from .endpoints import ENDPOINTS, Endpoint
-from .preset import gateway
 from .providers.keys import SigningKeys
 from .providers.rotation import LONGEST_LIFETIME_DAYS, KeyFile, KeyState
-from .serving import serve
+from .serving import serve, worker
 from .settings import (
     ConfigurationError,
     Problem,
@@ -80,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--ssl-certfile", metavar="FILE")
     serve.add_argument("--ssl-keyfile", metavar="FILE")
+    serve.add_argument("--no-access-log", action="store_true", help="no line for each request")
     new_key = commands.add_parser("new-key", help="make a file for tokens.signing_keys_file, with one key")
     new_key.add_argument("file", metavar="FILE", type=Path)
     rotate_key = commands.add_parser("rotate-key", help="exchange the key of such a file, in steps: docs/keys.md")
@@ -199,12 +199,13 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         os.environ["MAAS_CONFIG"] = options.config  # inherited by the workers
 
     serve(
-        "maas_middleware:gateway" if options.workers > 1 else gateway(settings),
+        "maas_middleware.serving:worker" if options.workers > 1 else worker(settings),
         workers=options.workers,
         shutdown_timeout=options.shutdown_timeout,
         host=options.host,
         port=options.port,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
+        access_log=not options.no_access_log,
     )
     return 0

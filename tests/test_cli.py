@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -144,6 +146,16 @@ def test_serve_tells_how_long_requests_may_run_on(capsys: pytest.CaptureFixture[
         main(["serve", "--help"])
 
     assert "after the signal to stop; default: 30" in " ".join(capsys.readouterr().out.split())
+
+
+def test_process_that_serves_does_not_look_through_what_was_loaded_again_and_again() -> None:
+    code = "import gc, sys; from maas_middleware.cli import main; from maas_middleware.serving import worker\n"
+    code += "worker(); print(gc.get_freeze_count() > 10_000, gc.get_threshold())"
+    environ = {**os.environ, "MAAS_CONFIG": EXAMPLE}
+
+    printed = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=20)
+
+    assert printed.stdout == "True (10000, 50, 100)\n", printed.stderr
 
 
 def test_new_key_is_for_its_owner_alone_and_overwrites_nothing(

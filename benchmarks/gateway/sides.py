@@ -116,9 +116,8 @@ def _proxy(name: str) -> Callable[[Place], tuple[Sequence[str], Mapping[str, str
 
 
 def _on_uvicorn(place: Place) -> tuple[Sequence[str], Mapping[str, str]]:
-    """As `maas-gateway serve` runs it, but for the access log."""
-    own = ["--no-server-header", "--no-proxy-headers"]
-    return [*_uvicorn("maas_middleware:gateway", place), *own], {"MAAS_CONFIG": _config(place)}
+    command = [str(_beside_python("maas-gateway")), "serve", "--config", _config(place), "--port", str(place.port)]
+    return [*command, "--no-access-log"], {}
 
 
 def _on_granian(place: Place) -> tuple[Sequence[str], Mapping[str, str]]:
