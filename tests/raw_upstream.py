@@ -115,6 +115,17 @@ async def raw_upstream(script: Script) -> AsyncIterator[RawUpstream]:
         group.cancel_scope.cancel()
 
 
+def stalling(*pieces: bytes) -> Script:
+    """Read a request, send the pieces, and nothing more."""
+
+    async def script(upstream: Connection) -> None:
+        await upstream.read_request()
+        await upstream.send(*pieces)
+        await upstream.until_client_left()
+
+    return script
+
+
 def answer(status: str, body: bytes = b"", *headers: bytes) -> bytes:
     """A whole HTTP/1.1 answer with a content-length."""
     lines = [b"HTTP/1.1 " + status.encode(), b"Content-Length: %d" % len(body), *headers]

@@ -337,3 +337,30 @@ async def test_sdk_uploads_below_the_path_of_a_model(site: Site) -> None:
     assert sound in body
     assert request.values(b"content-length") == []
     assert await user.used() == (1, 7)
+
+
+# what it costs
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["length", "no-length"])
+async def test_answer_without_usage_costs_what_was_asked_for_in_the_end(site: Site, is_told: bool) -> None:
+    reached = anyio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.read_until(b"RIFF")
+        reached.set()
+        await connection.read_until(LAST_CHUNK)
+        await connection.send(answer("200 OK", b'{"text":"hello"}', JSON))
+
+    server.script = script
+    user = await site.user()
+    rest = b"\r\n" + field("n", "3") + END
+    async with uploading(site, user, FORM, len(FILE) + len(rest) if is_told else None) as stream:
+        for piece in (FILE, rest):
+            await stream.send(piece if is_told else b"%x\r\n%b\r\n" % (len(piece), piece))
+            await reached.wait()
+        await stream.send(b"" if is_told else LAST_CHUNK)
+        heard = await answered(stream)
+
+    assert heard.status == 200
+    assert await user.used() == (1, 1 + 1 + 3 * 512)  # `w-1` and `3`, four bytes of a file, and three answers

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import positive
 from ..table import Table, versions
 from .metrics import DIRECT, METRICS, judged
 from .running import measured
@@ -54,19 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.gateway", description="What the gateway costs.")
-    parser.add_argument("--rounds", type=_positive, help="how often everything is measured in turn (5)")
+    parser.add_argument("--rounds", type=positive, help="how often everything is measured in turn (5)")
     parser.add_argument("--quick", action="store_true", help="little of everything: numbers that mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     names = [side.name for side in SIDES]
     parser.add_argument("--only", nargs="+", choices=names, help="what to measure, beside the upstream itself")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _versions(sides: Sequence[Side]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def serving(command: Sequence[str], environ: Mapping[str, str], port: int, log: 
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} does not listen:\n{tail(log)}")
-            time.sleep(0.05)
+            time.sleep(0.05)  # servers of others have no common way to tell that they listen
         yield process.pid
     finally:
         if process.returncode is None:

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ..arguments import positive
 from ..table import versions
 from . import memory, redis
 from .server import running_redis
@@ -17,7 +18,7 @@ from .server import running_redis
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write the JSON where it is wanted."""
     parser = argparse.ArgumentParser(prog="benchmarks.ledger", description="What the ledgers cost.")
-    parser.add_argument("--rounds", type=_positive, help="how often everything is measured in turn (20)")
+    parser.add_argument("--rounds", type=positive, help="how often everything is measured in turn (20)")
     parser.add_argument("--quick", action="store_true", help="little of everything: numbers that mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args(arguments)
@@ -36,13 +37,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         results = {name: list(table.records()) for name, table in tables.items()}
         options.json.write_text(json.dumps({"versions": known, "rounds": rounds, **results}, indent=2) + "\n")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
+from ..arguments import positive
 from ..gateway.wire import Stream
 from ..table import Goal, Table, versions
 from .driving import Exchange, alive
@@ -33,7 +34,7 @@ _NOTES = (
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write the JSON where it is wanted."""
     parser = argparse.ArgumentParser(prog="benchmarks.onion", description="What the middlewares cost.")
-    parser.add_argument("--rounds", type=_positive, help="how often everything is measured in turn (20)")
+    parser.add_argument("--rounds", type=positive, help="how often everything is measured in turn (20)")
     parser.add_argument("--quick", action="store_true", help="little of everything: numbers that mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args(arguments)
@@ -95,13 +96,6 @@ class _Wrapped:
         """What is left of a long stream without a short one."""
         short, long = [await exchange.spent(app, max(1, calls // 20)) for exchange, app in (self._short, self._long)]
         return (long - short) / _CHUNKS
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import anyio
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -86,7 +86,11 @@ class SimulatedModel:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        seen = SeenRequest(request.method, scope["path"], request.headers.raw, await request.body())
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return
+        seen = SeenRequest(request.method, scope["path"], request.headers.raw, body)
         self.requests.append(seen)
         try:
             if await self._respond(request, send):

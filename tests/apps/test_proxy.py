@@ -22,7 +22,7 @@ from maas_middleware.errors import UpstreamError, UpstreamTimeout
 from maas_middleware.middleware.errors import ErrorEnvelopeMiddleware
 from maas_middleware.testing.converse import Conversation, converse, http_scope
 
-from ..raw_upstream import LAST_CHUNK, Connection, Request, Script, answer, chunk, chunked_head, raw_upstream
+from ..raw_upstream import LAST_CHUNK, Connection, Request, Script, answer, chunk, chunked_head, raw_upstream, stalling
 from ..servers import serving
 
 PATH = "/v1/chat/completions"
@@ -84,17 +84,6 @@ def sending(*pieces: bytes) -> Script:
     async def script(upstream: Connection) -> None:
         await upstream.read_request()
         await upstream.send(*pieces)
-
-    return script
-
-
-def stalling(*pieces: bytes) -> Script:
-    """Read a request, send the pieces, and nothing more."""
-
-    async def script(upstream: Connection) -> None:
-        await upstream.read_request()
-        await upstream.send(*pieces)
-        await upstream.until_client_left()
 
     return script
 

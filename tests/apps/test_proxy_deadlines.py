@@ -21,7 +21,7 @@ from maas_middleware.http11 import HTTP11Transport
 from maas_middleware.middleware.errors import ErrorEnvelopeMiddleware
 from maas_middleware.testing.converse import Conversation, converse, http_scope
 
-from ..raw_upstream import LAST_CHUNK, Connection, Script, answer, chunk, chunked_head, raw_upstream
+from ..raw_upstream import LAST_CHUNK, Connection, Script, answer, chunk, chunked_head, raw_upstream, stalling
 
 PATH = "/v1/chat/completions"
 SSE_HEAD = chunked_head("text/event-stream")
@@ -62,17 +62,6 @@ class Proxied:
         upstream = self.balancer.choose(self.model)
         assert upstream is not None
         return upstream.outstanding
-
-
-def stalling(*pieces: bytes) -> Script:
-    """Read a request, send the pieces, and nothing more."""
-
-    async def script(upstream: Connection) -> None:
-        await upstream.read_request()
-        await upstream.send(*pieces)
-        await upstream.until_client_left()
-
-    return script
 
 
 async def streaming(upstream: Connection) -> None:

@@ -17,13 +17,6 @@ SOUND = FILE + b"\0" * (2 * MEBIBYTE)
 END = b"--client--\r\n"
 
 
-@pytest.fixture
-def target(besieged_target: Target) -> Target:
-    """The deployment of the module. Its log is not watched: a model's server that is broken off says so there."""
-    besieged_target.service.simulator.requests.clear()
-    return besieged_target
-
-
 def field(name: bytes, value: bytes) -> bytes:
     return b"\r\n--client\r\nContent-Disposition: form-data; name=%b\r\n\r\n%b" % (name, value)
 
