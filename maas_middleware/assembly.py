@@ -45,6 +45,7 @@ from .settings import (
     validated,
 )
 from .tiers import GroupTierResolver
+from .transports import LoopTransport
 
 
 class Parts:
@@ -98,8 +99,8 @@ class Parts:
         )
         warn_of_what_ends(self.stores, has_counters=isinstance(self.ledger, GuardedLedger))
 
-    def check_gateway(self) -> None:
-        """Raise ConfigurationError where this is fit to be mounted only."""
+    def check_gateway(self) -> LoopTransport:
+        """Return what reaches the model servers; raise ConfigurationError where this is fit to be mounted only."""
         problems = [
             Problem(f"models[{index}].upstreams", "the gateway needs one")
             for index, model in enumerate(self.catalogue.models)
@@ -109,11 +110,10 @@ class Parts:
             problems.append(Problem("models", "the gateway needs at least one model"))
         if problems:
             raise ConfigurationError(problems)
-        transport_of(self.settings)
+        return transport_of(self.settings)
 
     def gateway(self) -> Service:
-        self.check_gateway()
-        transport = transport_of(self.settings)
+        transport = self.check_gateway()
         inner = proxy_of(self.settings, transport, self.balancer)
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
         own["/openapi.json"] = _open(DocumentApp(openapi_document))

@@ -229,8 +229,7 @@ class Balancer:
 
     def is_ready(self, model: Model) -> bool:
         """Whether a model has an upstream that is not ejected, or none at all because an inner app serves it."""
-        servers = self._pool(model).servers
-        return not servers or any(server.standing != _EJECTED for server in servers)
+        return not model.upstreams or any(server.standing != _EJECTED for server in self._pool(model).servers)
 
     def _pool(self, model: Model) -> _Pool:
         pool = self._pools.get(model.id)
