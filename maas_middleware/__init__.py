@@ -4,15 +4,17 @@ from .apps.account import MeApp, UsageApp
 from .apps.admin import AdminApp
 from .apps.api_keys import APIKeysApp
 from .apps.health import DocumentApp, ReadyApp, health_app
+from .apps.host_models import HostModelsApp
 from .apps.models import ModelsApp
 from .apps.proxy import ProxyApp
 from .apps.tier_lookup import TierLookupApp
 from .apps.tokens import TokensApp
+from .assertions import AssertionKeys, Signer
 from .balancing import Balancer
 from .catalogue import Catalogue, Model
 from .context import MaaSContext, get_context
 from .errors import AccessDenied, AuthUnavailable, InvalidCredentials, MaaSError, NoTier, StoreUnavailable
-from .identity import FirstOf, Identity, IdentityProvider, credential
+from .identity import AssertedIdentity, FirstOf, Identity, IdentityProvider, credential
 from .ledgers.guarded import GuardedLedger
 from .ledgers.memory import MemoryLedger
 from .ledgers.redis import RedisLedger
@@ -20,6 +22,7 @@ from .ledgers.stock import LimitsLedger
 from .ledgers.throttles import MovingWindowThrottle, ThrottleStorage
 from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Limits, Subject, Verdict, parse_limits
 from .middleware import stack
+from .middleware.administrators import AdministratorsMiddleware
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.forwarded import ForwardedMiddleware
 from .middleware.identity import IdentityMiddleware
@@ -31,7 +34,8 @@ from .preset import MaaSMiddleware, gateway
 from .providers.jwt import JWTMinter, JWTProvider
 from .providers.keys import SigningKeys
 from .providers.openshift import OpenShiftProvider, cluster_transport
-from .providers.watching import WatchedKeys
+from .providers.signed import AssertionSigner, SignedProvider
+from .providers.watching import WatchedAssertionKeys, WatchedKeys
 from .recorder import UsageRecorder
 from .revocations import ChangeLog, GenerationRaised, Snapshot, TokenRevoked
 from .settings import (
@@ -46,6 +50,7 @@ from .settings import (
     ThrottleSettings,
     TierSettings,
     TokenSettings,
+    TrustedGatewaySettings,
     load_settings,
 )
 from .stores.followed import FollowedTokenStore
@@ -66,6 +71,10 @@ __all__ = [
     "APIKeysApp",
     "AccessDenied",
     "AdminApp",
+    "AdministratorsMiddleware",
+    "AssertedIdentity",
+    "AssertionKeys",
+    "AssertionSigner",
     "AuthUnavailable",
     "Balancer",
     "Budget",
@@ -83,6 +92,7 @@ __all__ = [
     "GenerationRaised",
     "GroupTierResolver",
     "GuardedLedger",
+    "HostModelsApp",
     "Identity",
     "IdentityMiddleware",
     "IdentityProvider",
@@ -123,6 +133,8 @@ __all__ = [
     "SQLTokenStore",
     "SQLUsageStore",
     "Settings",
+    "SignedProvider",
+    "Signer",
     "SigningKeys",
     "Snapshot",
     "StoreUnavailable",
@@ -143,12 +155,14 @@ __all__ = [
     "TokenStore",
     "TokenUsage",
     "TokensApp",
+    "TrustedGatewaySettings",
     "UsageApp",
     "UsageMiddleware",
     "UsageRecord",
     "UsageRecorder",
     "UsageStore",
     "Verdict",
+    "WatchedAssertionKeys",
     "WatchedKeys",
     "check_throttle",
     "cluster_transport",

@@ -28,10 +28,11 @@ BODY_SECONDS = 60.0
 BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 # what describes a body, and so is wrong for another one
 BODY_HEADERS = (b"content-length", b"transfer-encoding", b"etag", b"content-md5", b"content-digest", b"digest")
+# and what is wrong for one of another kind, too
+DESCRIBING_HEADERS = frozenset({b"content-type", b"content-encoding", *BODY_HEADERS})
 _MAXIMUM_CLOSE_REASON_BYTES = 123  # RFC 6455, section 5.5
 
 _JSON = (b"content-type", b"application/json")
-_DESCRIPTIONS = frozenset({b"content-type", b"content-encoding", *BODY_HEADERS})
 
 Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
@@ -78,6 +79,12 @@ def header_value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
         if key.lower() == name:
             return value
     return b""
+
+
+def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """The size that a body is said to have; None where that is no number, 10**18 for more than 18 digits."""
+    value = header_value(headers, b"content-length")
+    return int(value if len(value) <= 18 else 10**18) if value.isdigit() else None
 
 
 def without_headers(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> Headers:
@@ -167,7 +174,7 @@ def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Recei
     """The scope and `receive` of the same request with another body, which is JSON and nothing else."""
     headers = scope["headers"]
     if not isinstance(headers, _Described) or headers.body is not body:
-        headers = _Described([pair for pair in headers if pair[0].lower() not in _DESCRIPTIONS])
+        headers = _Described([pair for pair in headers if pair[0].lower() not in DESCRIBING_HEADERS])
         headers += (_JSON, (b"content-length", b"%d" % len(body)))
         headers.body = body
         scope = {**scope, "headers": headers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from .throttling import Throttle
 _SHARE_OF_REDIS = 0.8
 
 
-def ledger_of(settings: Settings) -> MemoryLedger | GuardedLedger:
+def ledger_of(settings: Settings, clock: Callable[[], float] = time.monotonic) -> MemoryLedger | GuardedLedger:
     """The ledger that the counters are kept by, with what is done when they cannot be reached.
 
     Raises:
@@ -24,14 +25,14 @@ def ledger_of(settings: Settings) -> MemoryLedger | GuardedLedger:
     """
     url = counters_of(settings)
     if url == "memory://":
-        return MemoryLedger()
+        return MemoryLedger(clock=clock)
     try:
         ledger = RedisLedger(url, timeout=settings.counters_timeout * _SHARE_OF_REDIS)
     except ValueError as error:
         raise _wrong_counters(settings, error) from None
     return GuardedLedger(
         ledger,
-        fallback=MemoryLedger() if settings.on_counters_failure == "local" else None,
+        fallback=MemoryLedger(clock=clock) if settings.on_counters_failure == "local" else None,
         replicas=settings.replicas,
         budget=settings.counters_timeout,
     )

@@ -7,7 +7,7 @@ import re
 from python_multipart.multipart import parse_options_header
 from starlette.types import Scope
 
-from ._asgi import BODY_HEADERS, Headers, without_headers
+from ._asgi import DESCRIBING_HEADERS, Headers, without_headers
 from .errors import InvalidRequest
 from .requests import BYTES_PER_TOKEN
 
@@ -85,7 +85,7 @@ def prompt_tokens(text: int, media: int) -> int:
 def form_headers(scope: Scope, boundary: bytes, framing: tuple[bytes, bytes]) -> Headers:
     """The headers of the same request with a form of another boundary as its body."""
     return [
-        *without_headers(scope["headers"], b"content-type", b"content-encoding", *BODY_HEADERS),
+        *without_headers(scope["headers"], *DESCRIBING_HEADERS),
         (b"content-type", b"multipart/form-data; boundary=" + boundary),
         framing,
     ]

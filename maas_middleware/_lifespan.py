@@ -24,14 +24,32 @@ async def run_lifespan(
     What the inner app leaves unanswered is answered in its place: an app without a lifespan raises or returns before
     the startup, and one that only starts up returns before the shutdown. A server that ends without a shutdown cancels
     this, and our resources are closed all the same.
+
+    Args:
+        close: is called again where it was cancelled before its end, so what it has closed has to bear that.
     """
     inner = _Inner(receive, send, close)
     try:
         await _converse(app, scope, inner)
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
-            await inner.close()
+            await _close_at_last(inner)
         raise
+
+
+async def _close_at_last(inner: _Inner) -> None:
+    """Close, and again whenever asyncio cancels this task meanwhile, which no scope is a shield against."""
+    task = asyncio.current_task()
+    assert task is not None
+    while True:
+        cancelled = task.cancelling()
+        try:
+            await inner.close()
+        except asyncio.CancelledError:
+            if task.cancelling() == cancelled:  # it is nobody's wish
+                raise
+        else:
+            return
 
 
 async def _converse(app: ASGIApp, scope: Scope, inner: _Inner) -> None:
@@ -68,9 +86,14 @@ class _Inner:
         await self._send(message)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             await self._close()
+        except asyncio.CancelledError:
+            self._closed = False  # and so it is called again
+            raise
 
     async def finish(self) -> None:
         if not self.answered:
@@ -118,7 +141,8 @@ class Service:
     Args:
         starting: are waited for one after the other before the app starts, so they have to end by themselves.
         running: run while the lifespan lasts, and are cancelled before anything is closed. What they raise ends it.
-        closing: is called at the end, each of them whatever happens to another, the last first.
+        closing: is called at the end, each of them whatever happens to another, the last first; all of them again where
+            that was cancelled.
         patience: seconds that requests have to end in before that.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._asserting import signers_of
 from .apps.proxy import ProxyApp
 from .balancing import Balancer
 from .settings import ConfigurationError, Problem, Settings
@@ -12,20 +13,28 @@ def transport_of(settings: Settings) -> LoopTransport:
     """The HTTP client for all model servers.
 
     Raises:
-        ConfigurationError: what it needs is not installed.
+        ConfigurationError: what it needs is not installed, or the certificate authorities cannot be read any more.
     """
     try:
         return upstream_transport(settings.proxy.transport, settings.proxy.ca_file)
     except ValueError as error:
         raise ConfigurationError([Problem("proxy.transport", str(error))]) from None
+    except OSError as error:
+        message = f"{settings.proxy.ca_file} cannot be read: {error.strerror}"
+        raise ConfigurationError([Problem("proxy.ca_file", message)]) from None
 
 
 def proxy_of(settings: Settings, transport: LoopTransport, balancer: Balancer) -> ProxyApp:
-    """The app inside the gateway."""
+    """The app inside the gateway.
+
+    Raises:
+        ConfigurationError: keys of assertions cannot be read any more.
+    """
     proxy = settings.proxy
     return ProxyApp(
         transport=transport,
         balancer=balancer,
+        signers=signers_of(settings),
         connect_timeout=proxy.connect_timeout,
         first_byte_timeout=proxy.first_byte_timeout,
         idle_timeout=proxy.idle_timeout,

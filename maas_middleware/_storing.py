@@ -91,9 +91,11 @@ def stores_of(settings: Settings) -> Stores:
 def warn_of_what_ends(stores: Stores, *, has_counters: bool) -> None:
     """Log what is in the memory of this process alone; `has_counters` where these are not."""
     kept = [] if stores.is_shared else ["tokens", "revocations", "recorded use"]
+    of_many = ""
     if not has_counters:
         kept.append("counters")
+        of_many = "; several processes, such as workers or API servers, multiply the limits"
     if kept:
         *others, last = kept
         what = f"{', '.join(others)} and {last}" if others else last
-        logger.warning("%s: kept by this process alone, gone when it ends", what)
+        logger.warning("%s: kept by this process alone, gone when it ends%s", what, of_many)

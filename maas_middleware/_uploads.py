@@ -7,7 +7,7 @@ import asyncio
 from python_multipart.multipart import parse_options_header
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._asgi import ClientLeft, header_value
+from ._asgi import ClientLeft, content_length, header_value
 from ._form_parts import form_headers, prompt_tokens
 from ._streamed_forms import StreamedForm
 from .catalogue import Model
@@ -44,7 +44,6 @@ class Upload:
 
     def __init__(self, scope: Scope, receive: Receive, model: Model, tier: Tier, *, limit: int, seconds: float) -> None:
         content_type = header_value(scope["headers"], b"content-type")
-        length = header_value(scope["headers"], b"content-length")
         self._form: StreamedForm | None = None
         self.scope = scope
         if parse_options_header(content_type)[0] != b"application/octet-stream":
@@ -52,7 +51,8 @@ class Upload:
             headers = form_headers(scope, self._form.boundary, (b"transfer-encoding", b"chunked"))
             self.scope = {**scope, "headers": headers}
         self.model = model.upstream_model
-        self._expected = int(length) if length.isdigit() else limit
+        length = content_length(scope["headers"])
+        self._expected = limit if length is None else length
         if self._expected > limit:
             raise RequestTooLarge
         self._receive = receive

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._asgi import reject, with_route_path
+from ._asgi import reject
+from ._browsers import readable_from
 from ._control import Control
 from ._counting import ledger_of, throttles_of
 from ._lifespan import Service
@@ -38,7 +40,6 @@ from .settings import (
     Settings,
     WatchedTiers,
     api_key_lifetimes_of,
-    inner_api_key_of,
     issuer_of,
     lifetimes_of,
     models_of,
@@ -55,13 +56,13 @@ class Parts:
         ConfigurationError: naming every problem.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings = validated(settings)
         self.tiers = WatchedTiers(settings)
         self.resolver = GroupTierResolver(self.tiers.current)
         self.catalogue = Catalogue(models_of(settings))
         self.balancer = Balancer()
-        self.ledger = ledger_of(settings)
+        self.ledger = ledger_of(settings, clock)
         self.stores = stores_of(settings)
         self.throttles = throttles_of(settings)
         self.keys = KeptKeys(settings)
@@ -117,48 +118,57 @@ class Parts:
         inner = proxy_of(self.settings, transport, self.balancer)
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
         own["/openapi.json"] = _open(DocumentApp(openapi_document))
-        dispatch = self._dispatch(self._inference(inner), own)
-        return self._service(dispatch, _no_lifespan, transport.aclose)
+        dispatch = self.dispatch(self.inference(inner), own)
+        return self.service(dispatch, _no_lifespan, transport.aclose)
 
-    def mounted_in(self, app: ASGIApp) -> Service:
-        _check_public_paths(self.settings, self.catalogue)
-        inner_key = inner_api_key_of(self.settings)
-        host = Host(app, frozenset(self.settings.public_paths), keeps_unlisted=self.settings.scope == "inference")
-        own: dict[str, ASGIApp] = {}
-        if self.catalogue.is_open:
-            own = dict.fromkeys((MODELS, f"/maas-api{MODELS}"), self.control.known(_models_app(app), inner_key))
-        dispatch = self._dispatch(self._inference(app, inner_key), own, host)
-        return self._service(dispatch, app)
-
-    def _service(self, dispatch: ASGIApp, inner: ASGIApp, *closing: Callable[[], Awaitable[None]]) -> Service:
+    def service(self, dispatch: ASGIApp, inner: ASGIApp, *closing: Callable[[], Awaitable[None]]) -> Service:
         self.keys.open()
         counters = [self.ledger.aclose] if isinstance(self.ledger, GuardedLedger) else []
         closing = (self.logins.aclose, *counters, *self.throttles.closing, *self.stores.closing, *closing)
         return Service(dispatch, inner, starting=self.stores.starting, running=self.stores.running, closing=closing)
 
-    def _dispatch(self, inference: ASGIApp, documents: dict[str, ASGIApp], host: Host | None = None) -> ASGIApp:
+    def readable(self, app: ASGIApp) -> ASGIApp:
+        """The app, for the web pages that may read its answers."""
+        return readable_from(self.settings.cors_origins, app)
+
+    def dispatch(
+        self,
+        inference: ASGIApp,
+        documents: dict[str, ASGIApp],
+        host: Host | None = None,
+        models: ASGIApp | None = None,
+    ) -> ASGIApp:
+        """What leads each request to its app: `inference`, control routes, and documents by exact path.
+
+        Args:
+            models: lists the models where no catalogue says which there are.
+        """
         collections = self.control.collections()
+        if models is not None:
+            collections[MODELS] = models
         key_set = _open(DocumentApp(lambda: self.keys.current().jwks()))
+        documents = {
+            "/.well-known/jwks.json": key_set,
+            "/maas-api/.well-known/jwks.json": key_set,
+            "/maas-api/health": _open(health_app()),
+            "/maas-api/healthz": _open(health_app()),
+            "/maas-api/ready": _open(self._ready()),
+            "/maas-api/openapi.json": _open(DocumentApp(openapi_document)),
+            **documents,
+        }
+        collections |= {f"/maas-api{path}": app for path, app in collections.items()}
         dispatch = Dispatch(
             catalogue=self.catalogue,
-            inference=inference,
-            documents={
-                "/.well-known/jwks.json": key_set,
-                "/maas-api/.well-known/jwks.json": key_set,
-                "/maas-api/health": _open(health_app()),
-                "/maas-api/healthz": _open(health_app()),
-                "/maas-api/ready": _open(self._ready()),
-                "/maas-api/openapi.json": _open(DocumentApp(openapi_document)),
-                **documents,
-            },
-            collections=collections | {f"/maas-api{path}": app for path, app in collections.items()},
-            unknown=self.control.known(_not_found),
+            inference=self.readable(inference),
+            documents={path: self.readable(app) for path, app in documents.items()},
+            collections={path: self.readable(app) for path, app in collections.items()},
+            unknown=self.readable(self.control.known(_not_found)),
             host=host,
         )
         trusted = self.settings.trusted_proxies
         return ForwardedMiddleware(dispatch, trusted=trusted) if trusted else dispatch
 
-    def _inference(self, inner: ASGIApp, inner_key: str | None = None) -> ASGIApp:
+    def inference(self, inner: ASGIApp, inner_key: str | None = None) -> ASGIApp:
         limits, ietf_headers = self.settings.proxy, self.settings.ietf_rate_limit_headers
         return stack(
             inner,
@@ -207,27 +217,8 @@ class Parts:
         return frozenset((*of_tiers, *self.settings.tokens.administrators))
 
 
-def _check_public_paths(settings: Settings, catalogue: Catalogue) -> None:
-    problems = [
-        Problem(f"public_paths[{index}]", f"{path} is in the table of endpoints, so it is not for everyone")
-        for index, path in enumerate(settings.public_paths)
-        if catalogue.locate(path).endpoints
-    ]
-    if problems:
-        raise ConfigurationError(problems)
-
-
 def _open(app: ASGIApp) -> ASGIApp:
     return ErrorEnvelopeMiddleware(app)
-
-
-def _models_app(app: ASGIApp) -> ASGIApp:
-    """An inner app's own list of its models, under its own path."""
-
-    async def models(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(with_route_path(scope, MODELS), receive, send)
-
-    return models
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

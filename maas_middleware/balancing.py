@@ -21,9 +21,8 @@ _PROBE_DUE, _HEALTHY, _EJECTED = range(3)  # in the order in which they are chos
 class Upstream:
     """A model server as one request uses it: `begin`, at most one of `succeeded` and `failed`, and `end`.
 
-    What is known of the server is shared by all requests of the process, also those to other models that name its URL;
-    two upstreams are equal where the server is the same. A request belongs to the server from `begin` on, so nothing
-    may be awaited between `choose` and `begin`.
+    What is known of the server is shared by all requests of the process, also those to other models that name its URL.
+    A request belongs to the server from `begin` on, so nothing may be awaited between `choose` and `begin`.
     """
 
     __slots__ = ("_name", "_server")
@@ -32,21 +31,10 @@ class Upstream:
         self._server = server
         self._name = name
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Upstream) and self._server is other._server
-
-    def __hash__(self) -> int:
-        return hash(self._server)
-
     @property
     def url(self) -> str:
         """The base URL, without a slash at its end."""
         return self._server.url
-
-    @property
-    def outstanding(self) -> int:
-        """How many requests of this process are under way there."""
-        return self._server.outstanding
 
     @property
     def is_ejected(self) -> bool:

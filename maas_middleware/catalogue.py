@@ -79,6 +79,11 @@ class Location:
     model: Model | None
     endpoints: Mapping[str, Endpoint]
 
+    @property
+    def is_administrative(self) -> bool:
+        """Whether it is a route for those who run the model server."""
+        return any(endpoint.kind == "administrative" for endpoint in self.endpoints.values())
+
     def endpoint(self, method: str) -> Endpoint:
         """The endpoint of a method; `HEAD` asks about whichever there is.
 

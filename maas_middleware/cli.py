@@ -15,6 +15,7 @@ from pathlib import Path
 from shlex import quote
 
 from . import __version__
+from ._checking import Form, check, form_of
 from .assembly import Parts
 from .endpoints import ENDPOINTS, Endpoint
 from .providers.keys import SigningKeys
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the gateway")
-    check = commands.add_parser("check", help="validate a configuration and start nothing")
+    check = commands.add_parser("check", help="validate a configuration, gateway or mounted, and start nothing")
     for command in (serve, check):
         command.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: $MAAS_CONFIG")
     serve.add_argument("--host", default="127.0.0.1")
@@ -145,25 +146,29 @@ def _retire_key(path: Path, key_id: str | None) -> None:
     print("What it signed is refused by each replica within a second after the file got there.")
 
 
+_FORMS: dict[Form, str] = {
+    "gateway": "For `maas-gateway serve`: every model has upstreams.",
+    "mounted": "To be mounted in an inference app: no model has upstreams, so `maas-gateway serve` would refuse it.",
+}
 _STEPS = {"list": _list_keys, "publish": _publish_key, "sign": _sign_with_key, "retire": _retire_key}
 
 
 def _check(settings: Settings) -> int:
+    check(settings)
     parts = Parts(settings)
     for tier in parts.tiers.current():
         print(f"tier {tier.name}: level {tier.level}, groups {', '.join(tier.groups) or 'none'}; {_extent(tier)}")
+    if not parts.catalogue.models:
+        print(f"models: {'those of the app inside, for every tier' if parts.catalogue.is_open else 'none'}")
     for model in parts.catalogue.models:
         allowed = "every tier" if model.tiers is None else ", ".join(sorted(model.tiers)) or "nobody"
         aliases = f", also called {', '.join(model.aliases)}" if model.aliases else ""
         print(f"model {model.id}{aliases}: for {allowed}, below {model.path}")
     for what, endpoints in groupby(ENDPOINTS, partial(_meaning, parts.tiers.current())):
         print(f"{what}: {', '.join(endpoint.path for endpoint in endpoints)}")
-    try:
-        parts.check_gateway()
-    except ConfigurationError as error:
-        print(f"fit to be mounted in an inference app, but not for `maas-gateway serve`:\n{error}")
     for warning in warnings_of(settings):
         print(f"warning: {warning}")
+    print(_FORMS[form_of(settings)])
     print("The configuration is valid.")
     return 0
 

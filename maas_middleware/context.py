@@ -15,6 +15,9 @@ from .requests import InferenceRequest
 from .tiers import Tier
 from .usage import TokenUsage
 
+# in the scope: the mount point of the host app, while the version at its end is taken for a part of the route
+MOUNT_POINT = "maas_mount_point"
+
 T = TypeVar("T")
 
 

@@ -146,4 +146,6 @@ COUNT_TOKENS = Dialect("count tokens", errors="anthropic")
 TRANSCRIPTION = Dialect("transcription", 512, is_form=True, stream=_TRANSCRIPT)
 SPEECH = Dialect("speech", stream=_MEDIA)
 IMAGES = Dialect("images", 1024, stream=_MEDIA, is_json_only=True)
+# a request to `/invocations` may be in many of them: where nobody finds out which it is, it is taken for a generation
+INVOCATION = Dialect("invocation", 512, "max_tokens", asks_for_usage=True, stream=_CHOICES)
 IMAGE_FORM = Dialect("images", 1024, is_form=True, stream=_MEDIA, is_json_only=True)

@@ -14,6 +14,7 @@ from .dialects import (
     EMBEDDINGS,
     IMAGE_FORM,
     IMAGES,
+    INVOCATION,
     MESSAGES,
     POOLING,
     RERANK,
@@ -24,6 +25,8 @@ from .dialects import (
     Dialect,
     ErrorFormat,
 )
+from .errors import InvalidRequest
+from .requests import JSONRequest
 from .tiers import Feature
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -41,7 +44,7 @@ class Endpoint:
         path: `/*` at its end stands for everything below.
         kind: `billable` routes are metered and charged, `unmetered` ones cost a request and no tokens;
             `administrative` ones are for the operator of the server, and `refused` ones cannot be metered, or would
-            let users read each other's answers: neither is ever forwarded.
+            let users read each other's answers: neither is ever forwarded for a user.
         dialect: None for what is never forwarded.
         feature: what a tier needs to use it; None: every tier has it.
     """
@@ -66,6 +69,8 @@ def _unserved(kind: Kind, *paths: str) -> tuple[Endpoint, ...]:
     return tuple(Endpoint("*", path, kind) for path in paths)
 
 
+INVOCATIONS = Endpoint("POST", "/invocations", "billable", INVOCATION)
+
 ENDPOINTS = (
     *_served("billable", CHAT, None, CHAT_COMPLETIONS),
     *_served("billable", COMPLETIONS, None, "/v1/completions"),
@@ -73,25 +78,30 @@ ENDPOINTS = (
     *_served("billable", RESPONSES, "responses", "/v1/responses"),
     *_served("billable", EMBEDDINGS, "embeddings", "/v1/embeddings"),
     *_served("billable", RERANK, "rerank", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score"),
-    *_served("billable", POOLING, "pooling", "/classify", "/pooling"),
+    *_served("billable", POOLING, "pooling", "/classify", "/v1/classify", "/pooling"),
     *_served("billable", TRANSCRIPTION, "audio", "/v1/audio/transcriptions", "/v1/audio/translations"),
     *_served("billable", SPEECH, "audio", "/v1/audio/speech"),
     *_served("billable", IMAGES, "images", "/v1/images/generations"),
     *_served("billable", IMAGE_FORM, "images", "/v1/images/edits", "/v1/images/variations"),
+    INVOCATIONS,
     *_served("unmetered", COUNT_TOKENS, "messages", "/v1/messages/count_tokens"),
     *_served("unmetered", TOKENIZE, None, "/tokenize", "/detokenize"),
     *_unserved(
         "administrative",
         *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/*"),
-        *("/scale_elastic_ep", "/is_scaling_elastic_ep", "/inference/v1/abort_requests", "/abort_requests"),
-        *("/start_profile", "/stop_profile", "/sleep", "/wake_up", "/is_sleeping", "/pause", "/resume", "/is_paused"),
-        *("/collective_rpc", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/server_info"),
-        *("/tokenizer_info", "/kv_event_sources"),
+        *("/scale_elastic_ep", "/is_scaling_elastic_ep", "/fault_tolerance/apply", "/fault_tolerance/status"),
+        *("/inference/v1/abort_requests", "/abort_requests", "/pause", "/resume", "/is_paused"),
+        *("/sleep", "/wake_up", "/is_sleeping", "/release_kv_cache_memory", "/start_profile", "/stop_profile"),
+        *("/collective_rpc", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache"),
+        *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update"),
+        *("/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version"),
+        *("/weight_info", "/weight_checker", "/get_world_size"),
+        *("/server_info", "/tokenizer_info", "/kv_event_sources", "/load"),
     ),
     *_unserved(
         "refused",
-        *("/v1/responses/*", "/v1/realtime", "/v1/realtime/*", "/invocations", "/generative_scoring"),
-        *("/inference/v1/generate", "/v1/systemone", "/v1/decisions", "/v2/embed", "/cohere/v2/chat"),
+        *("/v1/responses/*", "/v1/realtime", "/v1/realtime/*", "/generative_scoring", "/inference/v1/generate"),
+        *("/v1/systemone", "/v1/decisions", "/v2/embed", "/cohere/v2/chat", "/cohere/v2/chat/render"),
         *("/v1/chat/completions/*", "/v1/completions/*", "/v1/messages/*"),
     ),
 )
@@ -126,3 +136,32 @@ def endpoints_at(path: str) -> Mapping[str, Endpoint]:
     if not endpoints and path.startswith(_BELOW):
         return _BY_PATH[next(above for above in _BELOW if path.startswith(above)) + "*"]
     return endpoints
+
+
+# what each can be told by; `documents` stands beside `messages` too
+_TOLD_BY = {
+    CHAT_COMPLETIONS: ("messages",),
+    "/v1/completions": ("prompt", "prompt_embeds"),
+    "/v1/embeddings": ("input",),
+    "/rerank": ("query",),
+    "/score": ("queries", "text_1", "data_1"),
+    "/pooling": ("data",),
+}
+
+
+def invoked(request: JSONRequest) -> Endpoint:
+    """The endpoint that a request to `/invocations` is for, as its fields tell.
+
+    It is to be forwarded there: vLLM's own `/invocations` answers for its base model, whichever the body names
+    (model-hosting-container-standards, `inject_adapter_id`), and by its own choice of dialect.
+
+    Raises:
+        InvalidRequest: `missing_required_parameter` or `ambiguous_request`: they tell of none, or of several.
+    """
+    found = [path for path, names in _TOLD_BY.items() if any(map(request.has, names))]
+    if len(found) == 1:
+        return _BY_PATH[found[0]]["POST"]
+    if found:
+        raise InvalidRequest(f"The request may be for {' or for '.join(found)}", code="ambiguous_request")
+    expected = ", ".join(f"`{name}`" for names in _TOLD_BY.values() for name in names)
+    raise InvalidRequest(f"One of these is required: {expected}", code="missing_required_parameter")

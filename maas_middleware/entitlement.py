@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .catalogue import Model
@@ -23,6 +23,16 @@ _AUDIO = frozenset({"audio", "audio_url", "input_audio", "audio_embeds"})
 # decoding takes its time: only what has one of these names, or may have one in escaped letters, is decoded
 _MEDIA_NAME = re.compile(rb'"(?:%s)"|\\u00[5-7]' % "|".join(sorted(_VISION | _AUDIO)).encode())
 _MAXIMUM_PARTS = 250_000
+
+
+def check_administrator(identity: Identity, administrators: Collection[str]) -> None:
+    """Refuse whoever is in none of the groups of administrators, or comes with another credential than a full login.
+
+    Raises:
+        AccessDenied: `access_denied`.
+    """
+    if identity.restriction is not None or set(identity.groups).isdisjoint(administrators):
+        raise AccessDenied("Only administrators may do this, with a full login")
 
 
 def check_endpoint(endpoint: Endpoint, tier: Tier) -> None:

@@ -14,6 +14,7 @@ from .renaming import Renaming
 from .usage import Fields, JSONScanner, TokenUsage, is_json, json_fields, read_usage, usage_of
 
 MAXIMUM_EVENT_BYTES = 1 << 20
+_UNLIKE_EACH_OTHER = 16  # so many events, and from then on only one in so many is learned from
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 _HAS_DATA = re.compile(rb"data:(?<=(?<![^\r\n])data:)")
@@ -59,17 +60,16 @@ class EventScanner:
         self.error: MaaSError | None = None
         self.failed = False
         self.events = 0
-        self._dialect = dialect
-        self._format = dialect.stream
+        self._dialect, self._format = dialect, dialect.stream
         self._strip = strip
         self._strip_running = strip_running
         self._renaming = Renaming(None) if renaming is None else renaming
         self._audio_tokens_per_second = audio_tokens_per_second
         self._pending = bytearray()
         self._template: EventTemplate | None = None
+        self._unlike = 0  # events that the last ones were not like, less those that they were
         self._oversized: JSONScanner | None = None
-        self._ended = False
-        self._broken = False
+        self._ended = self._broken = False
 
     @property
     def is_cut(self) -> bool:
@@ -117,6 +117,8 @@ class EventScanner:
             like = None if self._template is None else self._template.match(piece, start)
             if like is not None:
                 end, usage, given = like
+                if self._unlike:
+                    self._unlike -= 1
                 self.produced += 1
                 self.events += 1
                 if usage is not None:
@@ -153,7 +155,9 @@ class EventScanner:
         used, events = self.usage, self.events
         given = self._passed(event)
         if texts == 1 and form.content.groups and self.events > events and not is_suspect:
-            self._template = EventTemplate.of(event, given, form.content, has_usage=self.usage is not used)
+            if self._unlike < _UNLIKE_EACH_OTHER or self._unlike % _UNLIKE_EACH_OTHER == 0:
+                self._template = EventTemplate.of(event, given, form.content, has_usage=self.usage is not used)
+            self._unlike += 1
         return given
 
     def _is_error(self, event: bytes) -> bool:

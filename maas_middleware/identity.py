@@ -39,6 +39,21 @@ class Identity:
         return f"{self.provider}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssertedIdentity(Identity):
+    """A caller whom a trusted gateway vouches for, and what it has judged about the request.
+
+    Attributes:
+        tier: the name of the tier that the gateway found.
+        audience: the model that the request is for, by the name that it has behind the gateway.
+        request_id: what the gateway's client reads in `x-request-id`.
+    """
+
+    tier: str
+    audience: str
+    request_id: str
+
+
 class IdentityProvider(Protocol):
     """Tells who sent a request."""
 

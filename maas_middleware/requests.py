@@ -27,11 +27,14 @@ _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # what a model reads, in all dialects
 CONTENT_FIELDS = (
     *("messages", "prompt", "system", "instructions", "input"),
-    *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
+    *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2", "data"),
 )
 _PROMPT_FIELDS = frozenset({*CONTENT_FIELDS, "suffix", "tools", "functions"})
 # what would be kept by the server under an id that is nobody's: users would read each other's
 UNOWNED_FIELDS = ("previous_response_id", "conversation", "background")
+# what vLLM reads and is not the user's to say: the key of the running request, who is served first, whose memory is
+# read, and how many tokens are in a piece of a stream
+_FIELDS_OF_OPERATORS = ("request_id", "priority", "kv_transfer_params", "ec_transfer_params", "stream_interval")
 _OTHER_JUDGED_FIELDS = (*UNOWNED_FIELDS, "modalities", "audio")
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]  # a cap times a count fits into the integers of any ledger
@@ -140,14 +143,15 @@ class JSONRequest(msgspec.Struct, frozen=True, dict=True):
         return self._with({**self.fields, name: msgspec.Raw(_encode(cap))}, self.model, cap)
 
     def naming(self, model: str) -> JSONRequest:
-        """The same request for the server that knows the model by another name, without a `request_id`.
+        """The same request for the server that knows the model by another name, without what is not the user's to say.
 
-        vLLM takes a body's `request_id` as the key of the running request, so it must not be the client's.
+        These are vLLM's `request_id`, `priority`, `kv_transfer_params`, `ec_transfer_params` and `stream_interval`.
         """
-        if self.model == model and "request_id" not in self.fields:
+        if self.model == model and self.fields.keys().isdisjoint(_FIELDS_OF_OPERATORS):
             return self
         fields = {**self.fields, "model": msgspec.Raw(_encode(model))}
-        fields.pop("request_id", None)
+        for name in _FIELDS_OF_OPERATORS:
+            fields.pop(name, None)
         return self._with(fields, model, self.cap)
 
     def asking_for_usage(self, *, running: bool) -> JSONRequest:

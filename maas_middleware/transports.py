@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import httpx
+
+logger = logging.getLogger("maas_middleware")
 
 # uvicorn, and so vLLM, closes idle connections after 5 seconds: whoever is earlier never writes into a closing one
 _KEEPALIVE_SECONDS = 3.0
@@ -33,16 +36,19 @@ class LoopTransport(httpx.AsyncBaseTransport):
         return await transport.handle_async_request(request)
 
     async def aclose(self) -> None:
-        transport = self._transports.pop(asyncio.get_running_loop(), None)
-        if transport is not None:
+        """Close that of this event loop. Where that is cancelled, call it again."""
+        loop = asyncio.get_running_loop()
+        if (transport := self._transports.get(loop)) is not None:
             await transport.aclose()
+            self._transports.pop(loop, None)  # not before, or nobody would know what is still open
 
 
 def upstream_transport(kind: Literal["auto", "http11", "httpx"] = "auto", ca_file: str | None = None) -> LoopTransport:
     """Reach model servers: as many connections as there are requests, kept open for 3 idle seconds.
 
     Args:
-        kind: `http11` is `HTTP11Transport`, `httpx` is `httpx.AsyncHTTPTransport`; `auto` the first where it can be.
+        kind: `http11` is `HTTP11Transport`, `httpx` is `httpx.AsyncHTTPTransport`; `auto` the first where it can be,
+            else one warning.
         ca_file: the certificate authorities of servers with https; None: those of the system.
 
     Raises:
@@ -57,6 +63,7 @@ def upstream_transport(kind: Literal["auto", "http11", "httpx"] = "auto", ca_fil
     except ImportError:
         if kind == "http11":
             raise ValueError("httptools 0.6.4 is missing: pip install 'maas-middleware[gateway]'") from None
+        logger.warning("httptools 0.6.4 is missing: model servers are reached over httpx, which takes more time")
         return LoopTransport(partial(_httpx_transport, trusted))
     return LoopTransport(
         partial(

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas_middleware._asgi import (
     answer_error,
+    content_length,
     header_value,
     new_id,
     path_below,
@@ -130,6 +131,28 @@ def test_headers_are_found_in_any_case_and_the_first_one_counts() -> None:
 
     assert header_value(headers, b"x-one") == b"1"
     assert header_value(headers, b"x-two") == b""
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        pytest.param(b"0", 0, id="nothing"),
+        pytest.param(b"000000000000000007", 7, id="leading-zeros"),
+        pytest.param(b"9" * 18, 10**18 - 1, id="18-digits"),
+        pytest.param(b"0" * 18 + b"7", 10**18, id="19-digits"),
+        pytest.param(b"9" * 5000, 10**18, id="5000-digits"),
+        pytest.param(b"", None, id="empty"),
+        pytest.param(b"-1", None, id="negative"),
+        pytest.param(b"1_0", None, id="underscore"),
+        pytest.param("\u0663".encode(), None, id="digits-of-others"),
+    ],
+)
+def test_content_length_is_a_number_of_bounded_size(value: bytes, size: int | None) -> None:
+    assert content_length([(b"host", b"x"), (b"Content-Length", value)]) == size
+
+
+def test_content_length_that_is_not_there_is_unknown() -> None:
+    assert content_length([(b"host", b"x")]) is None
 
 
 def test_headers_are_taken_out_in_any_case_and_the_rest_keeps_its_order_and_duplicates() -> None:

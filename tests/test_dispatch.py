@@ -50,7 +50,20 @@ class Named:
         await JSONResponse(seen)(scope, receive, send)
 
 
-def dispatch(*, keeps_unlisted: bool | None = None, catalogue: Catalogue = CATALOGUE) -> Dispatch:
+def host_of(
+    app: ASGIApp, *, keeps_unlisted: bool, answers_preflights: bool = True, trusts_gateways: bool = True
+) -> Host:
+    return Host(
+        app,
+        administration=Named("administration"),
+        asserted=Named("asserted") if trusts_gateways else None,
+        public_paths=PUBLIC,
+        keeps_unlisted=keeps_unlisted,
+        answers_preflights=answers_preflights,
+    )
+
+
+def dispatch(*, keeps_unlisted: bool | None = None, catalogue: Catalogue = CATALOGUE, **host: bool) -> Dispatch:
     """With a host app if it is said what happens to its other paths, else as in the gateway."""
     collections = {path: Named(path) for path in ("/v1/tokens", "/v1/models")}
     documents = ("/maas-api/health", "/.well-known/jwks.json", *(("/health",) if keeps_unlisted is None else ()))
@@ -60,7 +73,7 @@ def dispatch(*, keeps_unlisted: bool | None = None, catalogue: Catalogue = CATAL
         documents={path: Named(path) for path in documents},
         collections=collections | {f"/maas-api{path}": app for path, app in collections.items()},
         unknown=Named("unknown"),
-        host=None if keeps_unlisted is None else Host(Named("host"), PUBLIC, keeps_unlisted),
+        host=None if keeps_unlisted is None else host_of(Named("host"), keeps_unlisted=keeps_unlisted, **host),
     )
 
 
@@ -331,7 +344,8 @@ async def test_public_paths_are_exact(path: str) -> None:
         pytest.param("/docs", "host", id="its own"),
         pytest.param("/v1/files", "host", id="not listed"),
         pytest.param("/v1/embeddings", "inference", id="another dialect"),
-        pytest.param("/v1/load_lora_adapter", "inference", id="administrative"),
+        pytest.param("/v1/load_lora_adapter", "administration", id="administrative"),
+        pytest.param("/simulator/sleep", "administration", id="administrative below a model"),
         pytest.param("/v1/responses/resp_1/cancel", "inference", id="refused"),
         pytest.param("//v1/chat/completions", "unknown", id="two slashes"),
         pytest.param("/V1/Chat/Completions", "unknown", id="another case"),
@@ -376,6 +390,96 @@ async def test_what_only_looks_like_a_preflight_is_not(method: str, headers: Ite
     assert answer["app"] == "/v1/tokens"
 
 
+@pytest.mark.parametrize(
+    ("path", "app"),
+    [
+        pytest.param("/v1/tokens", "/v1/tokens", id="collection"),
+        pytest.param("/v1/chat/completions", "inference", id="inference"),
+        pytest.param("/health", "host", id="public"),
+        pytest.param("/docs", "host", id="kept by the host"),
+    ],
+)
+async def test_preflight_is_asked_where_the_request_would_go_if_the_host_does_not_answer_it(
+    path: str, app: str
+) -> None:
+    answering = dispatch(keeps_unlisted=True, answers_preflights=False)
+
+    assert (await seen(answering, path, "OPTIONS", headers=PREFLIGHT))["app"] == app
+
+
+async def test_gateway_forwards_administrative_routes_for_nobody() -> None:
+    assert (await seen(dispatch(), "/v1/load_lora_adapter", "POST"))["app"] == "inference"
+
+
+async def test_administrative_route_is_forwarded_under_its_canonical_path() -> None:
+    answer = await seen(dispatch(keeps_unlisted=False), "/srv/simulator/sleep/", "POST", scope={"root_path": "/srv"})
+
+    assert (answer["app"], answer["path"], answer["route_path"]) == ("administration", "/srv/sleep", "/sleep")
+
+
+@pytest.mark.parametrize(
+    ("path", "app"),
+    [
+        pytest.param("/v1/chat/completions", "asserted", id="inference"),
+        pytest.param("/simulator/v1/chat/completions", "asserted", id="below a model"),
+        pytest.param("/v1/tokens", "/v1/tokens", id="control route"),
+        pytest.param("/v1/load_lora_adapter", "administration", id="administrative"),
+        pytest.param("/nope", "unknown", id="unknown"),
+    ],
+)
+async def test_assertion_of_a_gateway_counts_for_inference_alone(path: str, app: str) -> None:
+    headers = [("X-MaaS-Assertion", "signed")]
+
+    assert (await seen(dispatch(keeps_unlisted=False), path, headers=headers))["app"] == app
+
+
+async def test_assertion_is_nothing_where_no_gateway_is_trusted() -> None:
+    app = dispatch(keeps_unlisted=False, trusts_gateways=False)
+
+    answers = [await seen(one, "/v1/completions", headers=[("x-maas-assertion", "x")]) for one in (app, dispatch())]
+
+    assert [answer["app"] for answer in answers] == ["inference", "inference"]
+
+
+@pytest.mark.parametrize(
+    ("path", "app"),
+    [
+        pytest.param("/chat/completions", "inference", id="inference"),
+        pytest.param("/chat/completions/v1/chat/completions", "inference", id="doubled"),
+        pytest.param("/v1/chat/completions", "inference", id="with a version of its own"),
+        pytest.param("/rerank", "inference", id="listed without a version"),
+        pytest.param("/tokens/abc", "/v1/tokens", id="collection"),
+        pytest.param("/models", "/v1/models", id="models"),
+        pytest.param("/load_lora_adapter", "administration", id="administrative"),
+        pytest.param("/files", "host", id="kept by the host"),
+        pytest.param("/health", "host", id="public"),
+        pytest.param("//chat/completions", "unknown", id="two slashes"),
+        pytest.param("/Chat/completions", "unknown", id="another case"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("root_path", "in_path"),
+    [
+        pytest.param("/v1", "/v1", id="at a version"),
+        pytest.param("/v1/", "/v1", id="with a slash"),
+        pytest.param("/llm/v1", "/llm/v1", id="below a path"),
+        pytest.param("/v1", "", id="stripped by a proxy"),
+    ],
+)
+async def test_mount_point_that_ends_in_a_version_is_a_part_of_the_route(
+    path: str, app: str, root_path: str, in_path: str
+) -> None:
+    answer = await seen(dispatch(keeps_unlisted=True), in_path + path, scope={"root_path": root_path})
+
+    assert answer["app"] == app
+
+
+async def test_mount_point_with_another_name_is_no_version() -> None:
+    answer = await seen(dispatch(keeps_unlisted=True), "/v3/chat/completions", scope={"root_path": "/v3"})
+
+    assert answer["app"] == "host"
+
+
 async def test_gateway_has_no_host_to_ask_for_a_preflight() -> None:
     answer = await seen(dispatch(), "/v1/chat/completions", "OPTIONS", headers=PREFLIGHT)
 
@@ -406,7 +510,7 @@ async def test_websocket_goes_where_a_request_would_go(path: str, keeps_unlisted
         documents={"/maas-api/health": health_app()},
         collections={"/v1/tokens": deny},
         unknown=deny,
-        host=Host(host, PUBLIC, keeps_unlisted),
+        host=host_of(host, keeps_unlisted=keeps_unlisted),
     )
 
     messages = await knock(app, path, headers=PREFLIGHT)

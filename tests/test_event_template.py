@@ -376,6 +376,47 @@ def test_event_that_is_like_one_before_is_neither_searched_nor_decoded(
     assert is_read_whole or (second["search"], second["findall"], second["decode"]) == (0, 0, decoded)
 
 
+def unlike(number: int) -> bytes:
+    """An event that is like no other, as those are that models pad at random."""
+    return chunk(b"a", b',"padding":%d' % number)
+
+
+def learned_from(scanner: EventScanner, events: Iterable[bytes]) -> list[bool]:
+    """From which events is learned what others may be like."""
+    return [called_while(scanner, event)["finditer"] > 0 for event in events]
+
+
+def recognised_of(scanner: EventScanner, events: Iterable[bytes]) -> list[bool]:
+    return [called_while(scanner, event)["findall"] == 0 for event in events]
+
+
+def test_stream_whose_events_are_never_alike_is_seldom_learned_from() -> None:
+    learned = learned_from(EventScanner(CHAT), map(unlike, range(176)))
+
+    assert [number for number, has_learned in enumerate(learned) if has_learned] == [*range(16), *range(16, 176, 16)]
+
+
+def test_events_that_begin_to_be_alike_are_recognised_after_a_few_of_them() -> None:
+    scanner = EventScanner(CHAT)
+    learned_from(scanner, map(unlike, range(40)))
+
+    recognised = recognised_of(scanner, [chunk(b"a")] * 80)
+
+    assert recognised == [False] * 9 + [True] * 71
+    assert recognised_of(scanner, [chunk(b"a", b',"x":1')] * 3) == [False, True, True]
+
+
+def test_of_two_choices_in_turn_one_is_recognised() -> None:
+    choices = [chunk(b"a").replace(b'"index":0', b'"index":%d' % (number % 2)) for number in range(80)]
+    scanner = EventScanner(CHAT)
+
+    recognised = recognised_of(scanner, choices)
+
+    assert not any(recognised[:16])
+    assert recognised[20:] in ([True, False] * 30, [False, True] * 30)
+    assert (scanner.produced, scanner.events) == (80, 80)
+
+
 def test_piece_with_an_event_of_each_kind_is_read_in_their_order() -> None:
     null = b',"usage":null'
     events = [chunk(b"a", null), chunk(b"b", null), KEEP_ALIVE, chunk(b"c", null), chunk(b"d", b',"x":1'), chunk(b"e")]

@@ -21,6 +21,7 @@ CORE = {
     *("admission", "charging", "dialects", "endpoints", "entitlement", "envelopes", "events", "renaming", "_cache"),
     *("_fingerprint", "audit", "token_store", "revocations", "usage_store", "throttling", "balancing"),
     "_event_template",
+    "assertions",
 }
 PLUMBING = {
     "_asgi",
@@ -38,8 +39,12 @@ SHELLS = {"middleware", "apps"}
 ADAPTERS = {"providers", "ledgers", "stores", "transports"}
 SETTINGS = {"settings"}
 ASSEMBLY = {
+    "_asserting",
+    "_browsers",
+    "_checking",
     "_control",
     "_counting",
+    "_mounting",
     "_proxying",
     "_signing",
     "_storing",
@@ -72,7 +77,8 @@ ONLY_IN = {
     "jwt": {"providers/jwt.py", "providers/keys.py"},
     "cryptography": {"providers/keys.py"},
     "yaml": {"settings/loading.py"},
-    "uvicorn": {"serving.py"},
+    "itsdangerous": {"providers/signed.py"},
+    "uvicorn": {"serving.py", "testing/serving.py"},
     "sqlalchemy": {
         f"stores/_{name}.py" for name in ("backends", "database", "engines", "postgresql", "sqlite", "transaction")
     },

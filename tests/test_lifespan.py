@@ -398,6 +398,79 @@ async def test_resources_are_closed_when_a_server_ends_without_a_shutdown(app: A
     assert journal == ["close"]
 
 
+def to_be_cancelled(journal: list[str], times: int) -> tuple[Callable[[], Awaitable[None]], list[anyio.Event]]:
+    """A closing that waits for its task to be cancelled so many times, and is done the next time."""
+    waiting = [anyio.Event() for _ in range(times)]
+
+    async def close() -> None:
+        if (number := journal.count("begun")) < times:
+            journal.append("begun")
+            waiting[number].set()
+            await anyio.sleep_forever()
+        await anyio.lowlevel.checkpoint()
+        journal.append("closed")
+
+    return close, waiting
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("app", [returns_at_once, completes, shuts_down_without_a_word])
+async def test_closing_that_is_cancelled_is_begun_again_until_it_is_done(
+    app: ASGIApp, times: int, run_with: RunWith
+) -> None:
+    journal: list[str] = []
+    close, waiting = to_be_cancelled(journal, times)
+    messages: list[Message] = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        assert message == STARTUP_COMPLETE
+
+    async def live() -> None:
+        await run_with(app, {"type": "lifespan"}, receive, send, close)
+
+    with anyio.fail_after(5):
+        task = asyncio.create_task(live())
+        for event in waiting:
+            await event.wait()
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert journal == ["begun"] * times + ["closed"]
+
+
+async def test_closing_that_fails_is_not_begun_again(run_with: RunWith) -> None:
+    journal: list[str] = []
+
+    async def close() -> None:
+        journal.append("close")
+        raise RuntimeError("cannot be closed")
+
+    async def run(app: ASGIApp, scope: Scope, receive: Receive, send: Send, _: object) -> None:
+        await run_with(app, scope, receive, send, close)
+
+    heard = await lifespan_of(completes, run)
+
+    assert heard == ["startup.complete", "serving", "raised"]
+    assert journal == ["close"]
+
+
+async def test_closing_that_cancels_itself_is_not_begun_for_ever(run_with: RunWith) -> None:
+    journal: list[str] = []
+
+    async def close() -> None:
+        journal.append("close")
+        raise asyncio.CancelledError
+
+    heard = await torn_down(lambda receive, send: run_with(completes, {"type": "lifespan"}, receive, send, close))
+
+    assert heard == ["startup.complete"]
+    assert journal == ["close"]
+
+
 class Settling:
     """An app whose requests run until they are cancelled, and settle then, each when it is told to."""
 

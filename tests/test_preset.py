@@ -17,7 +17,8 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from maas_middleware import MaaSMiddleware, Settings, load_settings, stack
+from maas_middleware import MaaSMiddleware, Settings, gateway, load_settings, stack
+from maas_middleware.testing.clock import FakeClock
 from maas_middleware.testing.cluster import StandInCluster
 from maas_middleware.testing.converse import converse
 from maas_middleware.testing.model import SimulatedModel
@@ -25,6 +26,7 @@ from maas_middleware.testing.model import SimulatedModel
 from .deployments import USERS, bearer, chat
 from .servers import serving
 
+PROMPT = {"model": "tiny", "prompt": "Hello!"}
 BAD = {"MAAS_COUNTERS": "etcd://:secret@localhost", "MAAS_TOKENS_MINIMUM_EXPIRATION": "soon"}
 
 
@@ -87,7 +89,7 @@ async def test_whole_onion_by_environment_alone(monkeypatch: pytest.MonkeyPatch)
     assert answer.status_code == 200
     assert answer.headers["x-odhu-usage-total-tokens"] == "3"
     assert answer.headers["x-ratelimit-remaining-requests"] == "4"
-    assert models.json()["data"] == [{"id": "tiny"}]
+    assert [row["id"] for row in models.json()["data"]] == ["tiny"]
     assert stranger.status_code == 401
     assert unlisted.status_code == 404
     assert health.json() == "the host's own"
@@ -206,10 +208,30 @@ async def test_refused_configuration_serves_503_where_there_is_no_lifespan(monke
     app = MaaSMiddleware(host_app())
 
     guarded = await converse(app, "POST", "/v1/chat/completions", json=chat())
+    await app.aclose()
     public = await converse(app, "GET", "/health")
 
     assert (guarded.status, guarded.json()["error"]["code"]) == (503, "not_configured")
     assert public.json() == "the host's own"
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+async def test_limits_in_memory_go_by_the_clock_that_is_given(is_mounted: bool) -> None:
+    model, clock = SimulatedModel("tiny"), FakeClock()
+    async with serving(model) as upstream:
+        models = [{"id": "tiny", "tiers": "all", "upstreams": [upstream]}]
+        async with cluster_settings(models=models) as settings:
+            service = (
+                MaaSMiddleware(model, settings=settings, clock=clock) if is_mounted else gateway(settings, clock=clock)
+            )
+            async with mounted(service) as client:
+                headers = bearer(await access_token(client))
+
+                answers = [await client.post("/v1/completions", json=PROMPT, headers=headers) for _ in range(6)]
+                clock.advance(61)
+                answers.append(await client.post("/v1/completions", json=PROMPT, headers=headers))
+
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429, 200]
 
 
 async def test_stack_is_written_outermost_first() -> None:

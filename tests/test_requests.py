@@ -321,11 +321,22 @@ def test_upstream_sees_its_own_name_of_the_model(body: bytes, encoded: bytes) ->
     assert (request.model, request.encoded) == ("/models/x", encoded)
 
 
-def test_request_id_of_the_client_does_not_reach_the_upstream() -> None:
-    request = JSONRequest.parse(b'{"request_id":"mine","model":"m","n":1}').naming("m")
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param(b'"request_id":"mine"', id="key-of-the-running-request"),
+        pytest.param(b'"priority":-100', id="before-all-others"),
+        pytest.param(b'"kv_transfer_params":{"remote_host":"10.0.0.1"}', id="memory-of-others"),
+        pytest.param(b'"ec_transfer_params":{"remote_host":"10.0.0.1"}', id="images-of-others"),
+        pytest.param(b'"stream_interval":1000', id="many-tokens-in-a-piece"),
+    ],
+)
+@pytest.mark.parametrize("name", [pytest.param("m", id="same-name"), pytest.param("/models/x", id="another-name")])
+def test_what_is_not_the_users_to_say_does_not_reach_the_upstream(field: bytes, name: str) -> None:
+    request = JSONRequest.parse(b"{" + field + b',"model":"m","n":1}').naming(name)
 
-    assert request.encoded == b'{"model":"m","n":1}'
-    assert "request_id" not in request.fields
+    assert request.encoded == b'{"model":"%s","n":1}' % name.encode()
+    assert list(request.fields) == ["model", "n"]
 
 
 def test_request_is_given_a_cap_in_the_field_that_its_server_reads() -> None:
@@ -458,6 +469,7 @@ def test_prompt_is_estimated_from_its_bytes() -> None:
     assert parse(model="m", messages=messages).prompt_tokens == -(-size // 4)
     assert parse(model="m", prompt="x" * 400).prompt_tokens == 101
     assert parse(model="m", prompt="x" * 398, tools=["y" * 396]).prompt_tokens == 200
+    assert parse(model="m", data={"text": "x" * 388}).prompt_tokens == 100
     assert parse(model="m", metadata="x" * 400).prompt_tokens == 0
 
 

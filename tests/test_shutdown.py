@@ -325,9 +325,8 @@ async def test_what_outlives_the_deadline_is_broken_off_and_settled(site: Site) 
     assert (refusal.status_code, refusal.headers["connection"]) == (503, "close")
     assert refusal.json()["error"]["code"] == "upstream_unavailable"
     assert len(model.connections) == 4
-    requests, input_tokens, output_tokens = site.recorded()
-    assert (requests, output_tokens) == (4, 3 * OUTPUT)
-    assert await standing(site.redis) == (1, 1000 - input_tokens - output_tokens, None)
+    assert site.recorded() == (3, 3 * PROMPT, 3 * OUTPUT)  # whoever got no byte pays nothing
+    assert await standing(site.redis) == (2, 1000 - 3 * (PROMPT + OUTPUT), None)
 
 
 async def test_second_interrupt_breaks_streams_off_at_once_and_settles_them(site: Site) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import httpx
+import pytest
 
 from maas_middleware.http11 import HTTP11Transport
 from maas_middleware.transports import LoopTransport, upstream_transport
@@ -59,10 +60,11 @@ async def test_closing_where_nothing_was_sent_opens_nothing() -> None:
     assert made == []
 
 
-def test_the_fast_client_is_taken_where_it_can_be() -> None:
+def test_the_fast_client_is_taken_where_it_can_be(caplog: pytest.LogCaptureFixture) -> None:
     kinds = {kind: type(upstream_transport(kind)._make()) for kind in ("auto", "http11", "httpx")}
 
     assert kinds == {"auto": HTTP11Transport, "http11": HTTP11Transport, "httpx": httpx.AsyncHTTPTransport}
+    assert caplog.messages == []
 
 
 def run(code: str) -> str:
@@ -71,12 +73,26 @@ def run(code: str) -> str:
     ).stdout
 
 
-def test_without_httptools_auto_is_httpx() -> None:
-    kind = run(
-        "from maas_middleware.transports import upstream_transport as u; print(type(u('auto')._make()).__name__)"
+def test_without_httptools_auto_is_httpx_and_says_so_once() -> None:
+    printed = run(
+        "import logging; from maas_middleware.transports import upstream_transport\n"
+        "logging.basicConfig(stream=sys.stdout, format='%(levelname)s %(message)s')\n"
+        "print(type(upstream_transport('auto')._make()).__name__)"
     )
 
-    assert kind == "AsyncHTTPTransport\n"
+    warning, kind = printed.splitlines()
+    assert warning.startswith("WARNING httptools 0.6.4 is missing: model servers are reached over httpx")
+    assert kind == "AsyncHTTPTransport"
+
+
+def test_without_httptools_who_asks_for_httpx_is_told_nothing() -> None:
+    printed = run(
+        "import logging; from maas_middleware.transports import upstream_transport\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "print(type(upstream_transport('httpx')._make()).__name__)"
+    )
+
+    assert printed == "AsyncHTTPTransport\n"
 
 
 def test_without_httptools_http11_is_a_problem_of_a_gateway_with_what_to_install() -> None:
@@ -102,3 +118,35 @@ def test_httptools_that_is_not_strict_is_none() -> None:
     )
 
     assert printed.stdout == "AsyncHTTPTransport\nhttptools 0.6.4 is missing: pip install 'maas-middleware[gateway]'\n"
+
+
+class Closing(httpx.AsyncBaseTransport):
+    """A transport that waits in its closing until it is cancelled, and is closed the next time."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+        self.is_closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200)
+
+    async def aclose(self) -> None:
+        if not self.waits.is_set():
+            self.waits.set()
+            await asyncio.Event().wait()
+        self.is_closed = True
+
+
+async def test_closing_that_is_cancelled_can_be_done_again() -> None:
+    inner = Closing()
+    transport = LoopTransport(lambda: inner)
+    await ask_twice(transport)
+
+    closing = asyncio.create_task(transport.aclose())
+    await inner.waits.wait()
+    closing.cancel()
+    await asyncio.wait([closing])
+    await transport.aclose()
+
+    assert closing.cancelled()
+    assert inner.is_closed

@@ -299,11 +299,12 @@ async def test_octets_at_the_limit_pass() -> None:
     assert (answer.status, app.body) == (200, b"1234567")
 
 
+@pytest.mark.parametrize("length", ["101", "9" * 5000], ids=["101", "5000-digits"])
 @pytest.mark.parametrize("content_type", [MULTIPART, OCTETS])
-async def test_body_that_says_that_it_is_too_large_is_not_even_read(content_type: str) -> None:
+async def test_body_that_says_that_it_is_too_large_is_not_even_read(content_type: str, length: str) -> None:
     app = Answering(*DONE)
     with anyio.fail_after(5):
-        headers = [AS_ALICE, ("content-type", content_type), ("content-length", "101")]
+        headers = [AS_ALICE, ("content-type", content_type), ("content-length", length)]
         scope = http_scope("POST", PATH, headers=headers)
         client = Client()
         await tiered(app, max_body_bytes=100)(scope, client._receive, client._send)

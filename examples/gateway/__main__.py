@@ -11,19 +11,16 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import yaml
-from starlette.types import ASGIApp
 
 from maas_middleware.cli import main
-from maas_middleware.testing import ClusterUser, SimulatedModel, StandInCluster
+from maas_middleware.testing import ClusterUser, SimulatedModel, StandInCluster, serving_in_thread
 
 CONFIG = Path(__file__).with_name("maas.yaml")
 USERS = {
@@ -32,7 +29,7 @@ USERS = {
     "sha256~demo-enterprise": ClusterUser("enterprise-user", ("enterprise-group", "system:authenticated:oauth")),
     "sha256~demo-admin": ClusterUser("admin-user", ("admin-group", "system:authenticated:oauth")),
 }
-SECONDS_PER_TOKEN = 0.05
+DELAY = 0.05  # seconds between two tokens
 
 WELCOME = """
 Models-as-a-Service on {url}
@@ -74,18 +71,10 @@ Ctrl-C ends all of it.
 """
 
 
-def serve_in_thread(app: ASGIApp) -> str:
-    """Serve an app on a free port for as long as the process lives; returns its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    threading.Thread(target=server.run, args=([listener],), daemon=True).start()
-    return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def upstreams_in_place(config: dict[str, Any]) -> list[dict[str, Any]]:
+def upstreams_in_place(config: dict[str, Any], servers: ExitStack) -> list[dict[str, Any]]:
     """The configured models, each with a simulated server of its own."""
     return [
-        {**model, "upstreams": [serve_in_thread(SimulatedModel(model["id"], delay=SECONDS_PER_TOKEN))]}
+        {**model, "upstreams": [servers.enter_context(serving_in_thread(SimulatedModel(model["id"], delay=DELAY)))]}
         for model in config["models"]
     ]
 
@@ -94,16 +83,16 @@ def run() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the temporary folder goes
     port = os.environ.get("PORT", "8080")
     config = yaml.safe_load(CONFIG.read_text())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
         reviewer = Path(folder, "token")
         reviewer.write_text(secrets.token_hex())
+        cluster = StandInCluster(USERS, reviewer_token=reviewer.read_text())
         os.environ["MAAS_OPENSHIFT_TOKEN_FILE"] = str(reviewer)
-        os.environ["MAAS_OPENSHIFT_API_URL"] = serve_in_thread(
-            StandInCluster(USERS, reviewer_token=reviewer.read_text())
-        )
+        os.environ["MAAS_OPENSHIFT_API_URL"] = servers.enter_context(serving_in_thread(cluster))
         # the stand-ins serve in threads of their own; the log is the gateway's
-        logging.getLogger("uvicorn.access").addFilter(lambda record: record.threadName == "MainThread")
-        os.environ["MAAS_MODELS"] = json.dumps(upstreams_in_place(config))
+        for name in ("uvicorn.access", "uvicorn.error"):
+            logging.getLogger(name).addFilter(lambda record: record.threadName == "MainThread")
+        os.environ["MAAS_MODELS"] = json.dumps(upstreams_in_place(config, servers))
         scheme = "https" if "--ssl-certfile" in sys.argv else "http"
         print(WELCOME.format(url=f"{scheme}://127.0.0.1:{port}", users=", ".join(list(USERS)[1:])), flush=True)
         return main(["serve", "--config", str(CONFIG), "--port", port, *sys.argv[1:]])

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from .._asgi import Headers, route_path
 from .._event_streams import is_event_stream
+from ..assertions import ASSERTION_HEADER
 from ..errors import InvalidRequest
 
 _HOP_BY_HOP = frozenset(
@@ -25,6 +26,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     *(b"x-original-url", b"x-rewrite-url", b"x-http-method", b"x-http-method-override", b"x-method-override"),
     *(b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"),
     b"x-data-parallel-rank",
+    ASSERTION_HEADER,
 }
 _NOT_RETURNED = _HOP_BY_HOP | {
     *(b"server", b"date", b"set-cookie", b"via", b"location", b"content-location", b"link", b"alt-svc"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from .._event_streams import last_bytes
 from ._vigil import end_task
 
 # WHATWG HTML, "Server-sent events": a line that begins with a colon is a comment
 _COMMENT = b": keep-alive\n\n"
+# the stream goes on, so what may be a part of a longer end is none yet
 _BETWEEN_EVENTS = (b"\n\n", b"\r\r", b"\n\r\n")
 
 
@@ -41,7 +43,7 @@ class KeepAlive:
 
     def resume(self, sent: bytes) -> None:
         """Everything was sent that the stream had to say."""
-        self._last_bytes = (self._last_bytes + sent[-3:])[-3:]
+        self._last_bytes = last_bytes(self._last_bytes, sent)
         self._silent_since = self._loop.time()
         self._is_silent = True
 

@@ -145,7 +145,9 @@ SCHEMAS: dict[str, Schema] = {
             "url": {"type": "string", "description": "Where it is called; ends in `/v1/chat/completions`"},
             "tier": {"type": "string", "description": "The lowest tier that may use it"},
             "ready": {"type": "boolean"},
-        }
+        },
+        max_model_len={"type": "integer", "description": "As the app that it is mounted in tells it"},
+        parent=_TEXT,
     ),
     "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": reference("Model")}}),
     "Health": _object({"status": {"const": "healthy"}}),

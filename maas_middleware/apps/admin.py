@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from .._asgi import path_below, serve
 from ..audit import AuditRecord, Outcome, write_audit_record
 from ..context import ensure_context, required
-from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, NotFound, NoTier, StoreUnavailable
+from ..entitlement import check_administrator
+from ..errors import InvalidRequest, MethodNotAllowed, NotFound, NoTier, StoreUnavailable
 from ..identity import Identity
 from ..tiers import TierResolver
 from ..token_store import TokenKind, TokenRecord, TokenStatus, TokenStore
@@ -95,7 +96,7 @@ class AdminApp:
         subject = _subject(request.scope, actor.provider)
         outcome: Outcome = "denied"
         try:
-            self._check_administrator(actor)
+            check_administrator(actor, self._administrators())
             outcome = "failed"
             response = await act(request, _named(subject))
             outcome = "done"
@@ -106,10 +107,6 @@ class AdminApp:
         finally:
             key = None if subject is None else subject.key
             write_audit_record(AuditRecord(event, actor.key, key, self._clock(), context.request_id, outcome))
-
-    def _check_administrator(self, actor: Identity) -> None:
-        if actor.restriction is not None or set(actor.groups).isdisjoint(self._administrators()):
-            raise AccessDenied("Only administrators may do this, with a full login")
 
     async def _list_tokens(self, request: Request, subject: Identity) -> Response:
         now = self._clock()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,13 +11,10 @@ from starlette.types import Receive, Scope, Send
 
 from .._asgi import path_below, serve
 from ..catalogue import Catalogue, Model
-from ..context import ensure_context, required
-from ..endpoints import CHAT_COMPLETIONS, MODELS
-from ..errors import MethodNotAllowed
+from ..context import MOUNT_POINT, ensure_context, required
+from ..endpoints import MODELS
 from ..tiers import Tier
-
-_HOST = re.compile(r"[A-Za-z0-9._~-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
-_PATH_CHARACTERS = "/:@!$&'()*+,;="  # RFC 3986 3.3
+from ._model_rows import Row, Tiers, base_url, check_reading, listing, looked_up, model_row, quoted_path
 
 
 class ModelsApp:
@@ -42,13 +36,13 @@ class ModelsApp:
         self,
         *,
         catalogue: Catalogue,
-        tiers: Sequence[Tier] | Callable[[], Sequence[Tier]],
+        tiers: Tiers,
         public_url: str | None = None,
         is_ready: Callable[[Model], bool] = lambda _: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalogue = catalogue
-        self._tiers = tiers if callable(tiers) else lambda: tiers
+        self._tiers = looked_up(tiers)
         self._public_url = public_url
         self._is_ready = is_ready
         self._created = int(clock())
@@ -59,33 +53,25 @@ class ModelsApp:
     async def _respond(self, request: Request) -> Response:
         context = ensure_context(request.scope)
         tier = required(context.tier, "ModelsApp", "tier", "TierMiddleware")
-        if request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed("GET", "HEAD")
-        base = self._public_url or _base_url(request)
+        check_reading(request)
+        base = base_url(request, self._public_url)
+        # a mount point that is a version has no room for paths of models
+        has_paths = MOUNT_POINT not in request.scope
         if model_id := path_below(request.scope, MODELS).strip("/"):
-            return JSONResponse(self._row(self._catalogue.model(model_id, tier), tier, base))
+            return JSONResponse(self._row(self._catalogue.model(model_id, tier), tier, base, has_paths))
         models = self._catalogue.models_for(tier)
         if context.model is not None:
             models = [self._catalogue.model(context.model.id, tier)]
-        return JSONResponse({"object": "list", "data": [self._row(model, tier, base) for model in models]})
+        return JSONResponse(listing(self._row(model, tier, base, has_paths) for model in models))
 
-    def _row(self, model: Model, callers: Tier, base: str) -> dict[str, Any]:
-        # the tiers may have changed since the caller's was resolved
-        entitled = [tier for tier in self._tiers() if model.is_for(tier)] or [callers]
-        return {
-            "id": model.id,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "maas",
-            "name": model.name,
-            "url": f"{base}{quote(model.path, _PATH_CHARACTERS)}{CHAT_COMPLETIONS}",
-            "tier": min(entitled, key=lambda tier: tier.level).name,
-            "ready": self._is_ready(model),
-        }
-
-
-def _base_url(request: Request) -> str:
-    scope = request.scope
-    root = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/")
-    host = request.headers.get("host", "localhost")
-    return f"{scope.get('scheme', 'http')}://{host if _HOST.fullmatch(host) else 'localhost'}{root}"
+    def _row(self, model: Model, callers: Tier, base: str, has_path: bool) -> Row:
+        return model_row(
+            model.id,
+            name=model.name,
+            created=self._created,
+            owned_by="maas",
+            url=base + quoted_path(model.path) if has_path else base,
+            # the tiers may have changed since the caller's was resolved
+            tiers=[tier for tier in self._tiers() if model.is_for(tier)] or [callers],
+            ready=self._is_ready(model),
+        )

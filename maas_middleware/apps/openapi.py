@@ -19,6 +19,8 @@ from ..errors import (
     RequestTimeout,
     RequestTooLarge,
     StoreUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
 )
 from ._schemas import SCHEMAS, Schema, reference
 
@@ -26,6 +28,7 @@ _ANYONE: tuple[type[MaaSError], ...] = (MethodNotAllowed,)
 _KNOWN = (*_ANYONE, InvalidRequest, InvalidCredentials, RateLimitExceeded, AuthUnavailable, StoreUnavailable)
 _LOGIN = (*_KNOWN, AccessDenied)
 _BODY = (RequestTimeout, RequestTooLarge)
+_LISTING = (*_KNOWN, NoTier, UpstreamError, UpstreamTimeout)  # the last two of an app that it is mounted in
 
 
 def _operation(
@@ -106,13 +109,11 @@ _PATHS: dict[str, Schema] = {
         "delete": _operation("Revoke an API key", {204: None}, (*_LOGIN, NotFound)),
     },
     "/maas-api/v1/models": {
-        "get": _operation("List the models of the caller's tier", {200: reference("Models")}, (*_KNOWN, NoTier)),
+        "get": _operation("List the models of the caller's tier", {200: reference("Models")}, _LISTING),
     },
     "/maas-api/v1/models/{model}": {
         "parameters": _path_parameter("model", "An id or an alias; may contain slashes"),
-        "get": _operation(
-            "Describe a model", {200: reference("Model")}, (*_KNOWN, NoTier, AccessDenied, ModelNotFound)
-        ),
+        "get": _operation("Describe a model", {200: reference("Model")}, (*_LISTING, AccessDenied, ModelNotFound)),
     },
     "/maas-api/v1/tiers/lookup": {
         "post": _operation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 
 import anyio
@@ -11,9 +11,10 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from .._asgi import ClientLeft, answer_error, reject
+from ..assertions import ASSERTION_HEADER, Signer
 from ..balancing import Balancer, Upstream
 from ..catalogue import Model
-from ..context import ensure_context, required
+from ..context import MaaSContext, ensure_context, required
 from ..errors import InvalidRequest, MaaSError, RequestTimeout, RequestTooLarge, UpstreamUnavailable
 from ._answer import Answer
 from ._attempt import Attempt
@@ -43,6 +44,10 @@ class ProxyApp:
     Args:
         transport: any httpx transport. It is not closed here.
         balancer: default: one of its own. Who else sends requests to the same upstreams should share it.
+        signers: who vouches for callers, by the ids of models whose upstreams are apps that trust this gateway: each
+            attempt carries a fresh `x-maas-assertion`, whose audience is `upstream_model`, the name by which the app
+            knows the model. No other upstream is sent one. Needs `ErrorEnvelopeMiddleware` outside, which knows the id
+            of the request.
         connect_timeout, first_byte_timeout, idle_timeout: seconds to connect, until the first byte of the answer's
             body, and between two of its chunks; the body of an error has to come whole in `idle_timeout`, and a client
             that reads nothing for that long is taken for one that left, one that sends nothing is answered with 408.
@@ -57,6 +62,7 @@ class ProxyApp:
         *,
         transport: httpx.AsyncBaseTransport,
         balancer: Balancer | None = None,
+        signers: Mapping[str, Signer] | None = None,
         connect_timeout: float = 5.0,
         first_byte_timeout: float = 120.0,
         idle_timeout: float = 60.0,
@@ -65,6 +71,7 @@ class ProxyApp:
     ) -> None:
         self._transport = transport
         self._balancer = Balancer() if balancer is None else balancer
+        self._signers = dict(signers or {})
         self._idle_timeout = idle_timeout
         self._vigil = partial(
             Vigil, first_byte_timeout=first_byte_timeout, idle_timeout=idle_timeout, total_timeout=total_timeout
@@ -131,6 +138,8 @@ class ProxyApp:
     def _request(self, scope: Scope, upstream: Upstream, model: Model, body: RequestBody) -> httpx.Request:
         destination = self._destination(upstream.url, model.api_key)
         url, headers = destination.url(scope), destination.headers(scope)
+        if (signer := self._signers.get(model.id)) is not None:
+            headers.append((ASSERTION_HEADER, _assertion(signer, ensure_context(scope), model)))
         return httpx.Request(scope["method"], url, headers=headers, stream=body.stream(), extensions=self._extensions)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MaaSError) -> None:
@@ -140,3 +149,12 @@ class ProxyApp:
                 await respond(scope, receive, send, error)
         except OSError:  # since ASGI 2.4 a server raises it when the client is gone
             return
+
+
+def _assertion(signer: Signer, context: MaaSContext, model: Model) -> bytes:
+    return signer.sign(
+        required(context.identity, "ProxyApp", "identity", "IdentityMiddleware"),
+        tier=required(context.tier, "ProxyApp", "tier", "TierMiddleware").name,
+        audience=model.upstream_model,
+        request_id=required(context.request_id, "ProxyApp", "request id", "ErrorEnvelopeMiddleware"),
+    )

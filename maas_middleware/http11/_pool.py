@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from time import monotonic
 
 import httpx
 
@@ -25,14 +25,23 @@ class Pool:
         connect: opens a connection, in so many seconds.
         maximum: places, for connections that are used, idle or being opened.
         maximum_idle: connections that are kept.
-        idle_seconds: how long they are kept.
+        idle_seconds: how long they are kept, by `clock`.
     """
 
-    def __init__(self, connect: Connect, *, maximum: int | None, maximum_idle: int | None, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        *,
+        maximum: int | None,
+        maximum_idle: int | None,
+        idle_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._connect = connect
         self._maximum = maximum
         self._maximum_idle = maximum_idle
         self._idle_seconds = idle_seconds
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._taken = 0
         self._open: set[Connection] = set()
@@ -54,7 +63,7 @@ class Pool:
         """
         while self._idle:
             connection, expires = self._idle.popitem()
-            if expires > monotonic():
+            if expires > self._clock():
                 return connection
             connection.close()  # the event loop was too busy to do it in time
             self._vacate()
@@ -74,7 +83,7 @@ class Pool:
         if (waiter := self._next_waiter()) is not None:
             waiter.set_result(connection)
         elif self._maximum_idle is None or len(self._idle) < self._maximum_idle:
-            self._idle[connection] = monotonic() + self._idle_seconds
+            self._idle[connection] = self._clock() + self._idle_seconds
             if self._expiry is None:
                 self._expiry = self._loop.call_later(self._idle_seconds, self._expire)
         else:
@@ -147,7 +156,7 @@ class Pool:
 
     def _expire(self) -> None:
         self._expiry = None
-        now = monotonic()
+        now = self._clock()
         while self._idle:
             connection, expires = next(iter(self._idle.items()))
             if expires > now:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import time
+from collections.abc import Callable
 from functools import cached_property
 
 import httpx
@@ -28,7 +30,7 @@ class HTTP11Transport(httpx.AsyncBaseTransport):
         uds: path of a unix socket to which all requests go.
         max_connections: open connections to one origin; requests beyond wait in turn.
         max_keepalive_connections: idle connections to one origin.
-        keepalive_expiry: seconds for which a connection may be idle.
+        keepalive_expiry: seconds for which a connection may be idle, by `clock`.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class HTTP11Transport(httpx.AsyncBaseTransport):
         max_connections: int | None = None,
         max_keepalive_connections: int | None = 100,
         keepalive_expiry: float = 3.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._given_ssl_context = ssl_context
         self._uds = uds
         self._max_connections = max_connections
         self._max_keepalive_connections = max_keepalive_connections
         self._keepalive_expiry = keepalive_expiry
+        self._clock = clock
         self._pools: dict[tuple[bytes, bytes, int | None], Pool] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -59,11 +63,10 @@ class HTTP11Transport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status, headers=response.fields, stream=exchange, extensions=extensions)
 
     async def aclose(self) -> None:
-        """Close all connections, idle or not, and wait until they are."""
-        pools = list(self._pools.values())
-        self._pools.clear()
-        for pool in pools:
+        """Close all connections, idle or not, and wait until they are. Where that is cancelled, call it again."""
+        for origin, pool in list(self._pools.items()):
             await pool.aclose()
+            self._pools.pop(origin, None)  # not before, or nobody would know what is still open
 
     def _pool(self, url: httpx.URL) -> Pool:
         key = (url.raw_scheme, url.raw_host, url.port)
@@ -84,6 +87,7 @@ class HTTP11Transport(httpx.AsyncBaseTransport):
             maximum=self._max_connections,
             maximum_idle=self._max_keepalive_connections,
             idle_seconds=self._keepalive_expiry,
+            clock=self._clock,
         )
 
     @cached_property

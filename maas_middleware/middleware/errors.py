@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable
 
 import anyio
+import msgspec
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._asgi import BODY_HEADERS, BODY_MESSAGES, Headers, new_id, with_headers, without_headers
-from .._event_streams import takes_events
+from .._asgi import BODY_MESSAGES, DESCRIBING_HEADERS, Headers, new_id, with_headers, without_headers
+from .._event_streams import BETWEEN_EVENTS, last_bytes, takes_events
 from ..context import MaaSContext, ensure_context
 from ..dialects import ErrorFormat
 from ..endpoints import error_format
@@ -24,10 +26,7 @@ logger = logging.getLogger("maas_middleware")
 
 _CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _FAREWELL_SECONDS = 1.0
-_REPLACED_HEADERS = (b"content-type", b"content-encoding", *BODY_HEADERS)
 _WEBSOCKET_STARTS = frozenset({"websocket.accept", "websocket.http.response.start"})
-# the end of a line, and an empty line behind it; each may end in LF, CR or both
-_BETWEEN_EVENTS = (b"\n\n", b"\r\r", b"\n\r", b"\n\r\n", b"\r\r\n")
 
 
 class ErrorEnvelopeMiddleware:
@@ -100,7 +99,7 @@ class _Responder:
         self._started = False
         self._complete = False
         self._headers: Headers = []
-        self._tail = b"\n\n"  # what was sent, as far back as the last three bytes
+        self._tail = b"\n\n"
         self._replaced: Message | None = None  # the start of an error answer of the inner app
         self._error_body = bytearray()
 
@@ -112,7 +111,7 @@ class _Responder:
                 await self._fail(UpstreamUnavailable())
             raise
         except Exception as raised:
-            error = _bare(raised)
+            error = _answerable(_bare(raised))
             if isinstance(error, MaaSError) and not self._complete:
                 await self._fail(self._named(error))
                 return
@@ -136,7 +135,7 @@ class _Responder:
                 await self._hold(self._replaced, message)
                 return
             body = message.get("body", b"")
-            self._tail = body if len(body) > 2 else self._tail[-3:] + body
+            self._tail = last_bytes(self._tail, body)
             self._complete = not message.get("more_body", False)
         elif kind == "http.response.start":
             if message["status"] >= 400 and self._context.refusal is None:
@@ -162,7 +161,7 @@ class _Responder:
     async def _translate(self, start: Message) -> None:
         is_behind_us = self._context.identity is not None
         error = self._named(inner_error(start["status"], bytes(self._error_body), is_behind_us=is_behind_us))
-        headers = without_headers(start.get("headers", ()), *_REPLACED_HEADERS)
+        headers = without_headers(start.get("headers", ()), *DESCRIBING_HEADERS)
         if error.status != start["status"]:
             headers = without_headers(headers, b"www-authenticate")
         names = {name.lower() for name, _ in headers}
@@ -196,8 +195,15 @@ class _Responder:
 
     async def _send_event(self, error: MaaSError) -> None:
         event = error_event(error, self._context.request_id, self._errors, self._context.events)
-        body = event if self._tail.endswith(_BETWEEN_EVENTS) else b"\n\n" + event
+        body = event if self._tail.endswith(BETWEEN_EVENTS) else b"\n\n" + event
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _answerable(error: Exception) -> Exception:
+    """What a middleware means that raises where nobody handles it: beside of the app, or in our `receive`."""
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return inner_error(error.status_code, msgspec.json.encode({"detail": str(error.detail)}))
+    return error
 
 
 def _bare(error: Exception) -> Exception:

@@ -18,9 +18,11 @@ from ..throttling import Throttle, address_of, check_throttle
 
 # what somebody guesses or makes up; what has expired or is revoked was ours, and who sends nothing tries nothing
 _FAILURES = frozenset({"malformed", "unknown"})
-# credentials, and headers by which proxies tell who somebody is: from outside they are forgeries
+# credentials, and headers by which proxies tell who somebody is: from outside they are forgeries; and by which vLLM is
+# told another model or session than the body names, who is served first and where, or to tell how busy it is
 _FORGED = re.compile(
-    rb"(?:authorization|x-api-key|api-key)\Z|x-(?:maas|remote|auth-request)-"
+    rb"(?:authorization|x-api-key|api-key|x-vllm-priority|x-data-parallel-rank|endpoint-load-metrics-format)\Z"
+    rb"|x-(?:maas|remote|auth-request|amzn-sagemaker)-"
     rb"|x-forwarded-(?:user|email|groups|preferred-username|access-token)",
     re.IGNORECASE,
 )
@@ -52,7 +54,7 @@ class IdentityMiddleware:
     The credential ends here, as do identity headers from outside (`x-maas-*`, `x-remote-*`, `x-forwarded-user`, ...).
 
     Args:
-        inner_key: what the inner app wants as `Authorization: Bearer`, if it has a key of its own.
+        inner_key: what the inner app wants as `Authorization: Bearer` or `X-API-Key`, if it has a key of its own.
         failures: counts credentials that are malformed or unknown by the address that they come from, an IPv6 address
             with its /64. Above the limit they are answered with 429; one that is accepted passes from any address.
             Behind proxies `ForwardedMiddleware` has to be outside, else everybody has the same address.
@@ -75,7 +77,8 @@ class IdentityMiddleware:
         self._jitter = jitter
         self._inner_headers: Headers = []
         if inner_key is not None:
-            self._inner_headers.append((b"authorization", b"Bearer " + inner_key.encode("latin-1")))
+            key = inner_key.encode("latin-1")
+            self._inner_headers += [(b"authorization", b"Bearer " + key), (b"x-api-key", key)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

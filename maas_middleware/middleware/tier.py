@@ -14,7 +14,7 @@ from .._asgi import (
     BODY_SECONDS,
     MAXIMUM_BODY_BYTES,
     ClientLeft,
-    header_value,
+    content_length,
     read_json,
     reject,
     route_path,
@@ -28,7 +28,7 @@ from ..admission import Admission, limit_exceeded
 from ..catalogue import Catalogue, Model
 from ..context import MaaSContext, ensure_context, required
 from ..dialects import Dialect
-from ..endpoints import Endpoint
+from ..endpoints import INVOCATIONS, Endpoint, invoked
 from ..entitlement import check_endpoint, check_features, check_ownership, subjects_of, within_cap
 from ..errors import AccessDenied, InvalidRequest, MaaSError, ModelNotFound, NotFound, StoreUnavailable
 from ..limiting import Ledger, limit_headers
@@ -42,7 +42,8 @@ _LARGE_BYTES = 64 << 10
 class TierMiddleware:
     """Resolves the caller's tier on every request, and lets it have only the models of that tier.
 
-    Needs `IdentityMiddleware` outside. A request to an endpoint of the catalogue is forwarded under its canonical path,
+    Needs `IdentityMiddleware` outside. A request to an endpoint of the catalogue is forwarded under its canonical path
+    (of `/invocations` that of the endpoint that its fields tell of),
     with a body that was decoded at the top level, judged and encoded again: one value a key, the model under the name
     that its server knows, no feature that the tier lacks, and within `max_tokens_per_request`. A form is held until it
     was judged as a whole, unless the path names the model: then it is forwarded while it comes, and so are octets.
@@ -131,20 +132,27 @@ class TierMiddleware:
             return upload.scope, receive
         read = read_form if dialect.is_form else read_json
         request = context.request = await read(scope, receive, self._max_body_bytes, self._body_timeout)
-        model = context.model = self._model(context.model, request.model, tier)
+        model = context.model = self._model(context.model, request.model, endpoint, tier)
         check_features(request, tier)
         if isinstance(request, FormRequest):
             request = context.request = request.naming(model.upstream_model)
             return with_form(scope, receive, request)
+        if endpoint is INVOCATIONS:
+            endpoint = context.endpoint = invoked(request)
+            dialect = _served_dialect(endpoint)
+            check_endpoint(endpoint, tier)
+            scope = with_route_path(scope, endpoint.path)
         check_ownership(request, dialect)
         request = context.request = within_cap(request, dialect, tier, model).naming(model.upstream_model)
         return with_body(scope, receive, request.encoded)
 
-    def _model(self, located: Model | None, named: str | None, tier: Tier) -> Model:
+    def _model(self, located: Model | None, named: str | None, endpoint: Endpoint, tier: Tier) -> Model:
         if located is not None:
             if named is not None and not located.is_called(named):
                 raise ModelNotFound(named)
             return located
+        if not named and endpoint is INVOCATIONS and len(self._catalogue.models) == 1:
+            named = self._catalogue.models[0].id  # clients of SageMaker name none
         if not named:
             raise InvalidRequest("`model` is required", code="missing_required_parameter", param="model")
         return self._catalogue.model(named, tier)
@@ -174,8 +182,8 @@ class TierMiddleware:
 
 
 def _may_be_large(scope: Scope) -> bool:
-    length = header_value(scope["headers"], b"content-length")
-    return not length.isdigit() or int(length) > _LARGE_BYTES
+    length = content_length(scope["headers"])
+    return length is None or length > _LARGE_BYTES
 
 
 def _served_dialect(endpoint: Endpoint) -> Dialect:

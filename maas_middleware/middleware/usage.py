@@ -18,6 +18,7 @@ from .._asgi import (
     with_headers,
     without_headers,
 )
+from .._event_streams import names_events
 from ..catalogue import Catalogue
 from ..context import MaaSContext, ensure_context
 from ..dialects import Dialect
@@ -144,7 +145,7 @@ class _Responder:
         read = {name: value for key, value in reversed(headers) if (name := key.lower()) in _READ_HEADERS}
         content_type = read.get(b"content-type", b"").lower()
         is_readable = message["status"] < 300 and not _is_compressed(read.get(b"content-encoding", b""))
-        is_stream = message["status"] != 204 and content_type.startswith(b"text/event-stream")
+        is_stream = message["status"] != 204 and names_events(content_type)
         if is_readable and is_stream:
             self._events = self._scanner()
             headers = without_headers(headers, *BODY_HEADERS)

@@ -1,6 +1,7 @@
 """The configuration: keywords, environment and file become validated `Settings`, and these the values of the core."""
 
 from .assembling import load_settings, validated
+from .gateways import TrustedGatewaySettings
 from .loading import ConfigurationError, Problem
 from .models import ModelSettings
 from .openshift import OpenShiftSettings
@@ -11,6 +12,7 @@ from .tiers import LimitsSettings, ModelLimitsSettings, TierSettings
 from .tokens import APIKeySettings, TokenSettings
 from .values import (
     api_key_lifetimes_of,
+    audiences_of,
     counters_of,
     inner_api_key_of,
     issuer_of,
@@ -37,8 +39,10 @@ __all__ = [
     "ThrottleSettings",
     "TierSettings",
     "TokenSettings",
+    "TrustedGatewaySettings",
     "WatchedTiers",
     "api_key_lifetimes_of",
+    "audiences_of",
     "counters_of",
     "inner_api_key_of",
     "issuer_of",

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 
+from .gateways import check_audiences
 from .loading import Given, Layer, unknown_variables
 from .models import models_from
 from .reader import Reader
@@ -67,6 +68,7 @@ def _finished(reader: Reader, layer: Layer) -> Settings:
     counters = counters_from(reader, settings)
     store = store_from(reader, settings)
     inner_api_key_from(reader, settings)
+    check_audiences(reader, settings.trusted_gateways, settings.models)
     check_lifetimes(reader, settings.tokens, settings.api_keys)
     if settings.tokens.signing_keys_file is None and not store.startswith("sqlite:"):
         check_shared_keys(reader, counters, store)

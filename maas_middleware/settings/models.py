@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from ..catalogue import Model
 from ..endpoints import RESERVED_SEGMENTS
+from .gateways import AssertionKeysFile
 from .loading import read_secret
 from .notation import Name, NotNegative, Positive, Upstream
 from .reader import Reader
@@ -29,6 +30,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         upstream_model: the name that the server knows it by; default: the id.
         path: the prefix below which requests need not name it; default: `/<id>`.
         api_key_file: holds the credential that its server wants.
+        assertion_keys_file: holds the keys that the app behind its upstreams has as `trusted_gateways.keys_file`: the
+            first signs what that is told of callers. None where its server is no such app.
         context_length: how many tokens prompt and output may have together; None where it is not known.
         audio_tokens_per_second: what a second of audio is charged where its server reports seconds instead of tokens.
         engine: `vllm` is asked to tell its usage while a stream runs; others might refuse that.
@@ -43,6 +46,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     upstream_model: Name | None = None
     path: str | None = None
     api_key_file: str | None = None
+    assertion_keys_file: AssertionKeysFile | None = None
     context_length: Positive | None = None
     audio_tokens_per_second: NotNegative = 10
     engine: Literal["vllm"] | None = None

@@ -51,6 +51,12 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _page_origin(text: str) -> str:
+    if text != "*" and (urlsplit(_url(text)).path or text.endswith("/") or text != text.lower()):
+        raise ValueError("has to be * or an origin as browsers send it, such as https://ui.example.com")
+    return text
+
+
 def _upstream(text: str) -> str:
     url = _url(text)
     for end in ("/v1", "/"):
@@ -160,6 +166,7 @@ def _authorities(path: str) -> str:
 
 Name = Annotated[str, _checked(_name)]
 Url = Annotated[str, _checked(_url)]
+PageOrigin = Annotated[str, _checked(_page_origin)]
 Upstream = Annotated[str, _checked(_upstream)]
 RoutePath = Annotated[str, _checked(_path)]
 Seconds = Annotated[float, _checked(_seconds)]

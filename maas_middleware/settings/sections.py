@@ -8,8 +8,9 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+from .gateways import TrustedGatewaySettings
 from .models import ModelSettings
-from .notation import CountersUrl, Peer, Positive, RoutePath, Seconds, StoreUrl, Url, shown_url
+from .notation import CountersUrl, PageOrigin, Peer, Positive, RoutePath, Seconds, StoreUrl, Url, shown_url
 from .openshift import OpenShiftSettings
 from .proxy import ProxySettings
 from .throttles import ThrottleSettings
@@ -53,6 +54,7 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
         tier_limits: by the name of a tier, for tiers that carry no limits themselves.
         models: None leaves it to the inner app which models there are.
         ietf_rate_limit_headers: whether answers carry `ratelimit-policy` and `ratelimit` beside `x-ratelimit-*`.
+        cors_origins: `https://ui.example.com`, whose web pages may read our answers; `*` stands for every page.
         trusted_proxies: addresses and networks whose `x-forwarded-*` count; `*` stands for everybody's.
         inner_api_key_file: holds what the inner app's own `--api-key` wants.
     """
@@ -79,6 +81,8 @@ class Settings(Struct, frozen=True, kw_only=True, dict=True):
     models: Sequence[ModelSettings] | None = None
     ietf_rate_limit_headers: bool = False
     proxy: ProxySettings = ProxySettings()
+    trusted_gateways: TrustedGatewaySettings = TrustedGatewaySettings()
+    cors_origins: tuple[PageOrigin, ...] = ()
     trusted_proxies: tuple[Peer, ...] = ()
     inner_api_key_file: str | None = None
 

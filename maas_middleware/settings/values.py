@@ -71,6 +71,11 @@ def inner_api_key_of(settings: Settings) -> str | None:
     return _read(inner_api_key_from, settings)
 
 
+def audiences_of(settings: Settings) -> tuple[str, ...]:
+    """The names of the models that assertions of a gateway may be made for."""
+    return settings.trusted_gateways.audiences or tuple(model.id for model in settings.models or ())
+
+
 def counters_of(settings: Settings) -> str:
     """The URL of the counters, which may hold a password; `counters_file` is read.
 

@@ -25,7 +25,11 @@ def warnings_of(settings: Settings) -> list[Problem]:
     reader.finish()
     if settings.tiers_file is None:
         place = _place(settings, "tiers")
-    return [*_caps_that_need_a_context_length(settings, place, tiers), *_shares_that_are_whole(settings)]
+    return [
+        *_caps_that_need_a_context_length(settings, place, tiers),
+        *_shares_that_are_whole(settings),
+        *_keys_that_several_apps_have(settings),
+    ]
 
 
 def _place(settings: Settings, key: str) -> str:
@@ -38,6 +42,21 @@ def _shares_that_are_whole(settings: Settings) -> Iterator[Problem]:
     if is_shared and settings.on_counters_failure == "local" and settings.replicas == 1:
         message = "is 1: while Redis is away each process gives everybody the whole limit; say how many there are"
         yield Problem(_place(settings, "replicas"), message)
+
+
+def _keys_that_several_apps_have(settings: Settings) -> Iterator[Problem]:
+    models, first = _place(settings, "models"), dict[str, tuple[int, frozenset[str]]]()
+    for index, model in enumerate(settings.models or ()):
+        if (keys := model.assertion_keys_file) is None:
+            continue
+        place = f"{models}[{index}].assertion_keys_file"
+        if not (servers := frozenset(model.upstreams)):
+            yield Problem(place, "is for a gateway, and the model has no upstreams")
+            continue
+        other, others = first.setdefault(keys, (index, servers))
+        if servers.isdisjoint(others):
+            message = f"is that of {models}[{other}] too: each of the apps can pass for this gateway at the other"
+            yield Problem(place, message)
 
 
 def _caps_that_need_a_context_length(

@@ -4,7 +4,9 @@ from .clock import FakeClock
 from .cluster import ClusterUser, StandInCluster
 from .converse import Conversation, GrammarError, converse, http_scope
 from .identity import StaticIdentityProvider
+from .lifespan import started
 from .model import SimulatedModel
+from .serving import serving, serving_in_thread
 
 __all__ = [
     "ClusterUser",
@@ -16,4 +18,7 @@ __all__ = [
     "StaticIdentityProvider",
     "converse",
     "http_scope",
+    "serving",
+    "serving_in_thread",
+    "started",
 ]

@@ -51,5 +51,5 @@ async def read(request: Request, kind: type[Question]) -> Question:
             async with request.form() as form:
                 return msgspec.convert(dict(form), kind, strict=False, from_attributes=True)
         return msgspec.json.decode(await request.body(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MultiPartException, HTTPException) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, MultiPartException, HTTPException) as error:
         raise RefusedError(str(error)) from None

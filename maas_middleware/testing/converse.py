@@ -102,6 +102,7 @@ async def converse(
     method: str = "GET",
     path: str = "/",
     *,
+    token: str | None = None,
     headers: HeaderPairs = (),
     body: bytes | Sequence[bytes] = b"",
     json: Any = None,
@@ -112,6 +113,7 @@ async def converse(
     """Send one request to an app and collect its answer.
 
     Args:
+        token: sent as `authorization: Bearer`, before the headers.
         body: whole, or in pieces, each a message of its own.
         json: a value to be sent as JSON instead of `body`.
         leave_while_sending: the client leaves after these pieces of a body that was to be longer.
@@ -123,6 +125,8 @@ async def converse(
     Raises:
         GrammarError: the app sent something that is not allowed there.
     """
+    if token is not None:
+        headers = [("authorization", f"Bearer {token}"), *headers]
     pieces = [body] if isinstance(body, bytes) else list(body)
     if json is not None:
         pieces, headers = [_dumps(json)], [*headers, ("content-type", "application/json")]

@@ -152,11 +152,11 @@ async def test_server_that_does_not_let_us_in_is_503_and_its_url_is_nowhere(
     store = f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
     caplog.set_level(logging.DEBUG)
 
-    with pytest.raises(BaseExceptionGroup) as raised:  # of `besieged`, which asks for something to begin with
+    with pytest.raises(AssertionError) as raised:  # of `besieged`, which asks for something to begin with
         async with on_sqlite(tmp_path, store=store):
             raise AssertionError("somebody was served")
 
-    assert not raised.group_contains(AssertionError, match="somebody was served")
+    assert "somebody was served" not in str(raised.value)
     assert [one for one in caplog.messages if one.startswith("answered 503 store_unavailable to request")] != []
     lines = [logging.Formatter().format(record) for record in caplog.records]
     ours = [line for line, record in zip(lines, caplog.records, strict=True) if record.name.startswith("maas_")]

@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from maas_middleware.http11 import HTTP11Transport
+from maas_middleware.testing.clock import FakeClock
 
 from ..raw_upstream import answer
 from ..transport.upstreams import Peer, hostile, listening
@@ -49,6 +50,16 @@ async def test_origin_without_connections_is_forgotten() -> None:
     async with hostile(answering) as one, hostile(answering) as other, transport:
         for url in (one.url, other.url, one.url):
             assert await ask(transport, url) == b"GET / HTTP/1.1"
+
+
+async def test_connections_are_kept_for_a_time_by_the_given_clock() -> None:
+    clock = FakeClock()
+    async with hostile(answering) as upstream, HTTP11Transport(keepalive_expiry=60, clock=clock) as transport:
+        for seconds in (59, 60, 0):
+            await ask(transport, upstream.url)
+            clock.advance(seconds)
+
+        assert len(upstream.peers) == 2
 
 
 async def test_ipv6_address_is_reached() -> None:

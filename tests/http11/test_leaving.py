@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -12,8 +13,8 @@ from maas_middleware.http11 import HTTP11Transport
 
 from ..raw_upstream import chunk, chunked_head
 from ..transport.scripts import silent
-from ..transport.upstreams import Peer, soon
-from .asking import Pieces, ask, reached, read, request, started
+from ..transport.upstreams import Peer, hostile, soon
+from .asking import Pieces, answering, ask, reached, read, request, started
 
 LARGE = b"x" * (1 << 24)
 
@@ -135,3 +136,18 @@ async def test_closing_the_transport_ends_what_is_going_on() -> None:
         await transport.aclose()
 
         assert await soon(upstream.peers[0].over)
+
+
+async def test_closing_the_transport_can_be_cancelled_and_done_again() -> None:
+    async with hostile(answering) as one, hostile(answering) as other, HTTP11Transport() as transport:
+        for upstream in (one, other):
+            await ask(transport, upstream.url)
+
+        closing = asyncio.create_task(transport.aclose())
+        await anyio.lowlevel.checkpoint()
+        closing.cancel()
+        await asyncio.wait([closing])
+        await transport.aclose()
+
+        assert closing.cancelled()
+        assert [await soon(upstream.peers[0].over) for upstream in (one, other)] == [True, True]

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -11,6 +12,7 @@ import pytest
 from maas_middleware.http11._connecting import Origin
 from maas_middleware.http11._connection import Connection
 from maas_middleware.http11._pool import Lost, Pool
+from maas_middleware.testing.clock import FakeClock
 
 from ..transport.scripts import silent
 from ..transport.upstreams import Peer, Upstream, hostile, soon, turns
@@ -21,13 +23,17 @@ FOREVER = 1000.0
 
 @asynccontextmanager
 async def pooled(
-    *, maximum: int | None = None, maximum_idle: int | None = None, idle_seconds: float = FOREVER
+    *,
+    maximum: int | None = None,
+    maximum_idle: int | None = None,
+    idle_seconds: float = FOREVER,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[tuple[Pool, Upstream]]:
     async with hostile(silent) as upstream:
         port = httpx.URL(upstream.url).port
         assert port is not None
         origin = Origin("127.0.0.1", port, uds=None, ssl_context=None)
-        pool = Pool(origin.connect, maximum=maximum, maximum_idle=maximum_idle, idle_seconds=idle_seconds)
+        pool = Pool(origin.connect, maximum=maximum, maximum_idle=maximum_idle, idle_seconds=idle_seconds, clock=clock)
         yield pool, upstream
         await pool.aclose()
 
@@ -191,6 +197,20 @@ async def test_expired_connections_are_not_given_out_though_the_event_loop_stood
         for connection in expired:
             await connection.gone
         await pool.acquire(0, None)
+
+
+async def test_connection_is_idle_for_its_seconds_by_the_given_clock() -> None:
+    clock = FakeClock()
+    async with pooled(idle_seconds=60, clock=clock) as (pool, upstream):
+        connection = await pool.acquire(None, None)
+        pool.release(connection)
+        clock.advance(59)
+        assert await pool.acquire(None, None) is connection
+        pool.release(connection)
+        clock.advance(60)
+
+        assert await pool.acquire(None, None) is not connection
+        assert await soon(upstream.peers[0].over)
 
 
 async def test_connection_that_is_used_does_not_expire() -> None:

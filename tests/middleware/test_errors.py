@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas_middleware.context import ensure_context, get_context
@@ -134,6 +134,29 @@ async def test_nothing_of_an_answer_is_held_back() -> None:
     answer = await converse(watched(enveloped(app), reached.append))
 
     assert answer.exception is None
+
+
+@pytest.mark.parametrize("size", [pytest.param(2, id="few-bytes"), pytest.param(100_000, id="many-bytes")])
+async def test_what_was_sent_is_not_kept(size: int) -> None:
+    kept: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(EVENT_STREAM)
+        body = bytes(size)
+        before = sys.getrefcount(body)
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        kept.append(sys.getrefcount(body) - before)
+        await send(last())
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    await enveloped(app)(http_scope(), receive, send)
+
+    assert kept == [0]
 
 
 async def test_response_that_an_app_reuses_does_not_grow() -> None:
@@ -720,12 +743,12 @@ async def test_client_that_left_is_not_answered(app: ASGIApp, caplog: pytest.Log
 
 
 async def test_client_that_left_a_server_of_asgi_2_4_is_not_sent_an_event(caplog: pytest.LogCaptureFixture) -> None:
-    app = StreamingResponse(["data: 1\n\n", "data: 2\n\n"], media_type="text/event-stream")
+    app = Answering(EVENT_STREAM, piece(b"data: 1\n\n"), piece(b"data: 2\n\n"), last())
 
     answer = await converse(enveloped(app), leave_after=1, scope={"asgi": {"version": "3.0", "spec_version": "2.4"}})
 
     assert answer.chunks == [b"data: 1\n\n"]
-    assert isinstance(answer.exception, ClientDisconnect)
+    assert isinstance(answer.exception, OSError)
     assert lines(caplog) == []
 
 
@@ -780,9 +803,7 @@ async def test_file_that_the_server_sends_is_whole(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<h1>Here</h1>")
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await FileResponse(page)(scope, receive, send)
-        raise MaaSError
+    app = Answering(start(), {"type": "http.response.pathsend", "path": str(page)}, raises=MaaSError())
 
     answer = await converse(enveloped(app), scope={"extensions": {"http.response.pathsend": {}}})
 
@@ -835,3 +856,35 @@ async def test_translated_5xx_is_one_line_in_the_log(caplog: pytest.LogCaptureFi
     await converse(enveloped(Answering(start(502), last(b"<html>"))))
 
     assert lines(caplog) == [f"answered 502 upstream_error to request {FRESH}"]
+
+
+def raising(app: ASGIApp, error: Exception) -> ASGIApp:
+    """The app inside a middleware that refuses a body by an exception."""
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def refusing_receive() -> Message:
+            raise error
+
+        await app(scope, refusing_receive, send)
+
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(413, "request_too_large"), (429, "rate_limit_exceeded"), (400, "invalid_request")]
+)
+async def test_refusal_that_a_middleware_outside_raises_is_told_in_the_envelope(status: int, code: str) -> None:
+    app = raising(ErrorEnvelopeMiddleware(Answering()), HTTPException(status, "not this"))
+
+    answer = await converse(app)
+
+    assert (answer.status, answer.json()["error"]["code"], answer.exception) == (status, code, None)
+
+
+async def test_failure_that_a_middleware_outside_raises_is_one() -> None:
+    app = raising(ErrorEnvelopeMiddleware(Answering()), HTTPException(503, "10.1.2.3"))
+
+    answer = await converse(app)
+
+    assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "10.1.2.3" not in str(answer.json())

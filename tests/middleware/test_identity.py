@@ -253,7 +253,8 @@ async def test_inner_key_is_the_credential_that_the_app_sees() -> None:
 
     await converse(IdentityMiddleware(app, provider=PROVIDER, inner_key="schlüssel"), headers=[AS_ALICE])
 
-    assert app.headers == [(b"authorization", "Bearer schlüssel".encode("latin-1"))]
+    key = "schlüssel".encode("latin-1")
+    assert app.headers == [(b"authorization", b"Bearer " + key), (b"x-api-key", key)]
 
 
 async def test_scope_of_the_server_keeps_its_headers_and_gets_no_user() -> None:
@@ -490,3 +491,18 @@ async def test_whoever_hangs_up_is_counted_all_the_same() -> None:
             failures.answers.set()
 
     assert failures.hits == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x-amzn-sagemaker-adapter-identifier", "X-Amzn-SageMaker-Session-Id", "x-vllm-priority"),
+        *("x-data-parallel-rank", "endpoint-load-metrics-format"),
+    ],
+)
+async def test_header_by_which_a_caller_would_steer_the_model_server_is_removed(name: str) -> None:
+    app = Answering(*json_answer(b"{}"))
+
+    await converse(identified(app), headers=[AS_ALICE, (name, "1"), ("x-own", "1")])
+
+    assert app.headers == [(b"x-own", b"1")]

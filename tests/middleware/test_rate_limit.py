@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas_middleware._asgi import reject
@@ -446,7 +446,10 @@ async def test_file_that_the_server_sends_is_charged_with_the_estimate(tmp_path:
     page = tmp_path / "answer.json"
     page.write_bytes(usage(30))
 
-    answer = await chat(metered(FileResponse(page), ledger), scope={"extensions": {"http.response.pathsend": {}}})
+    json = (b"content-type", b"application/json")
+    app = Answering(start(200, json), {"type": "http.response.pathsend", "path": str(page)})
+
+    answer = await chat(metered(app, ledger), scope={"extensions": {"http.response.pathsend": {}}})
 
     assert answer.complete
     assert await used(ledger) == (1, ESTIMATE)
@@ -632,7 +635,8 @@ async def test_refusal_of_the_usage_middleware_costs_nothing() -> None:
 @pytest.mark.parametrize(
     ("messages", "charged"),
     [
-        pytest.param([], (1, PROMPT), id="before-the-answer"),
+        pytest.param([], (0, 0), id="before-the-answer"),
+        pytest.param([EVENT_STREAM], (1, PROMPT), id="before-the-first-event"),
         pytest.param([EVENT_STREAM, piece(delta("a"))], (1, PROMPT + 1), id="within-a-stream"),
     ],
 )
@@ -668,7 +672,63 @@ async def test_settlement_outlives_a_task_that_asyncio_cancels() -> None:
     await asyncio.wait([task])
 
     assert task.cancelled()
-    assert ledger.charges == [Charge(PROMPT)]
+    assert ledger.charges == [Charge(0, request=False)]
+
+
+@pytest.mark.parametrize("leave_after", [None, 0], ids=["stays", "left"])
+async def test_client_of_a_request_that_is_cancelled_pays_only_if_it_left(leave_after: int | None) -> None:
+    """Also where the app never looked for it: there are servers that cancel those whose clients left."""
+    ledger = Noting()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        group.cancel_scope.cancel()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        await chat(metered(app, ledger), leave_after=leave_after)
+
+    assert ledger.charges == [Charge(0, request=False) if leave_after is None else Charge(PROMPT)]
+
+
+def body_and_then(*messages: Message) -> Receive:
+    """A server that has a body nobody has read, and then these messages, the last one for ever."""
+    pending: list[Message] = [*reversed(messages), {"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive() -> Message:
+        return pending.pop() if len(pending) > 1 else pending[0]
+
+    return receive
+
+
+async def broken() -> Message:
+    raise RuntimeError("the connection is torn down")
+
+
+@pytest.mark.parametrize(
+    ("receive", "charge"),
+    [
+        pytest.param(body_and_then({"type": "http.disconnect"}), Charge(1), id="left-behind-its-body"),
+        pytest.param(body_and_then({"type": "http.request"}), Charge(0, request=False), id="endless"),
+        pytest.param(broken, Charge(0, request=False), id="cannot-tell"),
+    ],
+)
+async def test_cancelled_request_whose_body_nobody_read_is_settled_at_once(receive: Receive, charge: Charge) -> None:
+    ledger = Noting()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        task.cancel()
+        await anyio.sleep_forever()
+
+    async def shell(scope: Scope, _: Receive, send: Send) -> None:
+        context = ensure_context(scope)
+        context.tier, context.endpoint = ROOMY, Endpoint("POST", "/v1/audio/speech", "billable", SPEECH)
+        await RateLimitMiddleware(app, ledger=ledger)(scope, receive, send)
+
+    task = asyncio.create_task(converse(identified(shell), "POST", "/v1/audio/speech", headers=[AS_ALICE]))
+    await asyncio.wait([task], timeout=5)
+
+    assert task.cancelled()
+    assert ledger.charges == [charge]
 
 
 async def test_request_that_is_cancelled_while_it_is_admitted_is_settled() -> None:
@@ -687,8 +747,8 @@ async def test_request_that_is_cancelled_while_it_is_admitted_is_settled() -> No
     async with anyio.create_task_group() as group:
         await chat(metered(app, ledger))
 
-    assert ledger.charges == [Charge(PROMPT)]
-    assert await used(ledger) == (1, PROMPT)
+    assert ledger.charges == [Charge(0, request=False)]
+    assert await used(ledger) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -1135,6 +1195,37 @@ async def test_request_whose_body_nobody_read_is_charged_with_one_token() -> Non
     await converse(identified(shell), "POST", "/v1/audio/speech", headers=[AS_ALICE], body=b"\x00")
 
     assert await used(ledger) == (1, 1)
+
+
+@dataclass
+class Estimated:
+    """An `InferenceRequest` that counts how often it was looked through."""
+
+    model: str | None = "simulator"
+    stream: bool = False
+    answers: int = 1
+    cap: int | None = 40
+    estimates: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        self.estimates += 1
+        return 60
+
+
+async def test_request_that_was_read_is_estimated_once_though_its_answer_has_no_usage() -> None:
+    ledger, request = memory(), Estimated()
+
+    async def shell(scope: Scope, receive: Receive, send: Send) -> None:
+        context = ensure_context(scope)
+        context.tier, context.endpoint = ROOMY, Endpoint("POST", "/v1/audio/speech", "billable", SPEECH)
+        context.request = request
+        await RateLimitMiddleware(Answering(start(200), last(b"noise")), ledger=ledger)(scope, receive, send)
+
+    await converse(identified(shell), "POST", "/v1/audio/speech", headers=[AS_ALICE])
+
+    assert await used(ledger) == (1, 100)
+    assert request.estimates == 1
 
 
 async def test_what_is_no_endpoint_passes_unmetered() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import JSONResponse
 from starlette.types import Message
 
 from maas_middleware.catalogue import Model
@@ -291,10 +291,12 @@ async def test_json_answer_that_the_server_sends_from_a_file_passes(tmp_path: Pa
     path = tmp_path / "answer.json"
     path.write_bytes(JSON_ANSWER)
 
-    answer = await ask(UsageMiddleware(FileResponse(path)), scope=OFFERED)
+    described = start(200, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(JSON_ANSWER)))
+    file: Message = {"type": "http.response.pathsend", "path": str(path)}
 
-    assert [message["type"] for message in answer.messages] == ["http.response.start", "http.response.pathsend"]
-    assert answer.header("content-type") == "application/json"
+    answer = await ask(UsageMiddleware(Answering(described, file)), scope=OFFERED)
+
+    assert answer.messages == [described, file]
 
 
 HINT: Message = {"type": "http.response.early_hint", "links": []}

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from maas_middleware.assertions import AssertionKeys
 from maas_middleware.providers.keys import SigningKeys
-from maas_middleware.providers.watching import WatchedKeys
+from maas_middleware.providers.watching import WatchedAssertionKeys, WatchedKeys
 from maas_middleware.testing.clock import FakeClock
 
 
@@ -251,3 +252,73 @@ def test_keys_that_are_refused_at_the_start_are_not_watched(tmp_path: Path) -> N
 
 def test_keys_are_watched_by_the_clock_of_the_computer(site: Site) -> None:
     assert WatchedKeys(site.file).current().key_id == site.first
+
+
+# keys of assertions
+
+
+def put(file: Path, text: str, mode: int = 0o640) -> None:
+    new = file.with_name("new")
+    new.write_text(text)
+    new.chmod(mode)
+    new.replace(file)
+
+
+def test_changed_keys_of_assertions_are_in_force_a_second_after_the_last_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock, file = FakeClock(), tmp_path / "assertion-keys"
+    put(file, "a" * 32)
+    watched = WatchedAssertionKeys(file, clock=clock)
+    first = watched.current()
+
+    put(file, f"{'b' * 32}\n{'a' * 32}\n")
+    clock.advance(0.99)
+    early = watched.current()
+    clock.advance(0.01)
+    later = watched.current()
+
+    assert early is first
+    assert first == AssertionKeys((b"a" * 32,))
+    assert later == AssertionKeys((b"b" * 32, b"a" * 32))
+    assert watched.problem is None
+    assert logged(caplog, logging.INFO) == ["assertion keys read again: there are 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "reason"),
+    [
+        pytest.param("", 0o600, "holds no key", id="emptied"),
+        pytest.param("b" * 31, 0o600, "holds a key of less than 32 bytes: the 1. one", id="half-a-key"),
+        pytest.param("b" * 32, 0o644, "is open to everybody: its mode must be 0640 or narrower", id="everybody"),
+    ],
+)
+def test_bad_change_of_the_keys_of_assertions_is_refused_whole_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, mode: int, reason: str
+) -> None:
+    clock, file = FakeClock(), tmp_path / "assertion-keys"
+    put(file, "a" * 32)
+    watched = WatchedAssertionKeys(file, clock=clock)
+    good = watched.current()
+
+    put(file, text, mode)
+    for _ in range(3):
+        clock.advance(1)
+        assert watched.current() is good
+    problem = watched.problem
+    put(file, "c" * 32)
+    clock.advance(1)
+
+    assert problem == f"{file} {reason}"
+    assert logged(caplog) == [f"changed assertion keys are refused, the keys stay as they were: {problem}"]
+    assert watched.current() == AssertionKeys((b"c" * 32,))
+    assert watched.problem is None
+
+
+def test_keys_of_assertions_that_are_refused_at_the_start_are_not_watched(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        WatchedAssertionKeys(tmp_path / "assertion-keys")
+    put(tmp_path / "assertion-keys", "short")
+    with pytest.raises(ValueError, match="holds a key of less than 32 bytes"):
+        WatchedAssertionKeys(tmp_path / "assertion-keys")

@@ -45,6 +45,18 @@ async def test_app_gets_a_scope_as_a_server_makes_it() -> None:
     }
 
 
+async def test_a_token_is_sent_as_a_bearer_and_the_headers_beside_it() -> None:
+    app = Answering(start(), last())
+
+    await converse(app, "POST", token="alice-token", headers=[("accept", "*/*")], json={})
+
+    assert app.headers == [
+        (b"authorization", b"Bearer alice-token"),
+        (b"accept", b"*/*"),
+        (b"content-type", b"application/json"),
+    ]
+
+
 def test_scope_takes_more_keys_and_replaces_its_own() -> None:
     scope = http_scope(root_path="/srv", query_string=b"a=1", client=None, extensions={})
 
