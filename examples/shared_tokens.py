@@ -8,7 +8,7 @@ r"""Tokens that replicas share: in a database, with a key file that all of them 
     TOKEN=$(curl -sX POST localhost:8002/v1/tokens -H "Authorization: Bearer sha256~bob" | jq -r .token)
     curl localhost:8003/v1/completions -H "Authorization: Bearer $TOKEN" \
         --json '{"model": "simulator", "prompt": "Hi", "max_tokens": 5}'
-    curl localhost:8002/v1/usage -H "Authorization: Bearer $TOKEN"
+    sleep 1 && curl localhost:8002/v1/usage -H "Authorization: Bearer $TOKEN"
     curl -X DELETE localhost:8002/v1/tokens -H "Authorization: Bearer sha256~bob"
 
 What one has minted the other accepts, and a second after the last line it does not any more. With

@@ -23,6 +23,7 @@ from .ledgers.throttles import MovingWindowThrottle, ThrottleStorage
 from .limiting import Budget, Charge, Demand, Lease, Ledger, Limit, Limits, Subject, Verdict, parse_limits
 from .middleware import stack
 from .middleware.administrators import AdministratorsMiddleware
+from .middleware.audience import AudienceMiddleware
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.forwarded import ForwardedMiddleware
 from .middleware.identity import IdentityMiddleware
@@ -57,7 +58,7 @@ from .stores.followed import FollowedTokenStore
 from .stores.memory import MemoryTokenStore, MemoryUsageStore
 from .stores.sql import SQLDatabase, SQLTokenStore, SQLUsageStore
 from .throttling import Refusal, Throttle, check_throttle
-from .tiers import GroupTierResolver, Tier, TierResolver
+from .tiers import AssertedTierResolver, GroupTierResolver, Tier, TierResolver
 from .token_store import Revocations, TokenRecord, TokenStore
 from .tokens import Claims, LifetimePolicy, MintedToken, TokenMinter
 from .transports import upstream_transport
@@ -73,8 +74,10 @@ __all__ = [
     "AdminApp",
     "AdministratorsMiddleware",
     "AssertedIdentity",
+    "AssertedTierResolver",
     "AssertionKeys",
     "AssertionSigner",
+    "AudienceMiddleware",
     "AuthUnavailable",
     "Balancer",
     "Budget",

@@ -7,15 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from ._asgi import reject, route_path
 from .assertions import AssertionKeys
 from .catalogue import Catalogue
-from .context import ensure_context
-from .errors import AccessDenied
-from .identity import AssertedIdentity, Identity
 from .middleware import stack
+from .middleware.audience import AudienceMiddleware
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .middleware.identity import IdentityMiddleware
 from .middleware.tier import TierMiddleware
@@ -23,7 +20,7 @@ from .middleware.usage import UsageMiddleware
 from .providers.signed import AssertionSigner, SignedProvider
 from .providers.watching import WatchedAssertionKeys
 from .settings import ConfigurationError, Problem, Settings, audiences_of
-from .tiers import Tier
+from .tiers import AssertedTierResolver
 
 
 def signers_of(settings: Settings) -> dict[str, AssertionSigner]:
@@ -63,10 +60,10 @@ def asserted_inference(
         app,
         Middleware(ErrorEnvelopeMiddleware),
         Middleware(IdentityMiddleware, provider=provider, inner_key=inner_key),
-        Middleware(_AudienceMiddleware, catalogue=catalogue),
+        Middleware(AudienceMiddleware, catalogue=catalogue),
         Middleware(
             TierMiddleware,
-            resolver=_AssertedTier(),
+            resolver=AssertedTierResolver(),
             catalogue=catalogue,
             max_body_bytes=limits.max_body_bytes,
             body_timeout=limits.body_timeout,
@@ -81,30 +78,3 @@ def _keys(place: str, path: str) -> Callable[[], AssertionKeys]:
         raise ConfigurationError([Problem(place, f"{path} cannot be read: {error.strerror}")]) from None
     except ValueError as error:
         raise ConfigurationError([Problem(place, f"{path} {error}")]) from None
-
-
-class _AssertedTier:
-    """The tier that the gateway found, by its name alone: nothing is limited, and nothing lacks."""
-
-    async def resolve(self, identity: Identity, /) -> Tier:
-        assert isinstance(identity, AssertedIdentity)
-        return Tier(identity.tier)
-
-
-class _AudienceMiddleware:
-    """Takes the model from the assertion; whatever else names one has to name that one."""
-
-    def __init__(self, app: ASGIApp, *, catalogue: Catalogue) -> None:
-        self.app = app
-        self._catalogue = catalogue
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = ensure_context(scope)
-        assert isinstance(context.identity, AssertedIdentity)
-        audience = context.identity.audience
-        located = self._catalogue.locate(route_path(scope)).model
-        if located is not None and not located.is_called(audience):
-            await reject(scope, receive, send, AccessDenied())
-            return
-        context.model = self._catalogue.model(audience, Tier(context.identity.tier))
-        await self.app(scope, receive, send)

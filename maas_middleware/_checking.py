@@ -8,7 +8,7 @@ from typing import Literal
 
 from ._counting import ledger_of
 from ._mounting import public_endpoints
-from ._proxying import transport_of
+from ._proxying import missing_upstreams, transport_of
 from ._signing import KeptKeys
 from ._storing import stores_of
 from .catalogue import Catalogue
@@ -43,9 +43,7 @@ def check(settings: Settings) -> None:
 
 def _problems_of_the_form(settings: Settings) -> Iterator[Problem]:
     if form_of(settings) == "gateway":
-        for index, model in enumerate(settings.models or ()):
-            if not model.upstreams:
-                yield Problem(f"models[{index}].upstreams", "the gateway needs one")
+        yield from missing_upstreams(settings)
         return
     yield from public_endpoints(settings, Catalogue(models_of(settings)))
 

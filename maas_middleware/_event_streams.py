@@ -27,5 +27,5 @@ def takes_events(headers: Headers) -> bool:
 
 
 def last_bytes(before: bytes, sent: bytes) -> bytes:
-    """The last three bytes that were sent, from those before: what `BETWEEN_EVENTS` is compared to the end of."""
+    """The last three bytes of a stream: all that it takes to tell whether it ends in one of `BETWEEN_EVENTS`."""
     return sent[-3:] if len(sent) > 2 else (before + sent)[-3:]

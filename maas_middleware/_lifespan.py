@@ -46,7 +46,7 @@ async def _close_at_last(inner: _Inner) -> None:
         try:
             await inner.close()
         except asyncio.CancelledError:
-            if task.cancelling() == cancelled:  # it is nobody's wish
+            if task.cancelling() == cancelled:  # nobody asked for it: it came from what is closed
                 raise
         else:
             return

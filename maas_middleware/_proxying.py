@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ._asserting import signers_of
 from .apps.proxy import ProxyApp
 from .balancing import Balancer
 from .settings import ConfigurationError, Problem, Settings
 from .transports import LoopTransport, upstream_transport
+
+
+def missing_upstreams(settings: Settings) -> Iterator[Problem]:
+    """The models that a gateway could not serve."""
+    for index, model in enumerate(settings.models or ()):
+        if not model.upstreams:
+            yield Problem(f"models[{index}].upstreams", "the gateway needs one")
 
 
 def transport_of(settings: Settings) -> LoopTransport:

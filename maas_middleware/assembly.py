@@ -13,7 +13,7 @@ from ._browsers import readable_from
 from ._control import Control
 from ._counting import ledger_of, throttles_of
 from ._lifespan import Service
-from ._proxying import proxy_of, transport_of
+from ._proxying import missing_upstreams, proxy_of, transport_of
 from ._signing import KeptKeys
 from ._storing import stores_of, warn_of_what_ends
 from .apps.health import DocumentApp, ReadyApp, health_app
@@ -46,7 +46,6 @@ from .settings import (
     validated,
 )
 from .tiers import GroupTierResolver
-from .transports import LoopTransport
 
 
 class Parts:
@@ -100,21 +99,18 @@ class Parts:
         )
         warn_of_what_ends(self.stores, has_counters=isinstance(self.ledger, GuardedLedger))
 
-    def check_gateway(self) -> LoopTransport:
-        """Return what reaches the model servers; raise ConfigurationError where this is fit to be mounted only."""
-        problems = [
-            Problem(f"models[{index}].upstreams", "the gateway needs one")
-            for index, model in enumerate(self.catalogue.models)
-            if not model.upstreams
-        ]
+    def gateway(self) -> Service:
+        """The gateway.
+
+        Raises:
+            ConfigurationError: this is fit to be mounted only.
+        """
+        problems = [*missing_upstreams(self.settings)]
         if not self.catalogue.models:
             problems.append(Problem("models", "the gateway needs at least one model"))
         if problems:
             raise ConfigurationError(problems)
-        return transport_of(self.settings)
-
-    def gateway(self) -> Service:
-        transport = self.check_gateway()
+        transport = transport_of(self.settings)
         inner = proxy_of(self.settings, transport, self.balancer)
         own = {"/health": _open(health_app()), "/healthz": _open(health_app()), "/ready": _open(self._ready())}
         own["/openapi.json"] = _open(DocumentApp(openapi_document))
@@ -122,6 +118,7 @@ class Parts:
         return self.service(dispatch, _no_lifespan, transport.aclose)
 
     def service(self, dispatch: ASGIApp, inner: ASGIApp, *closing: Callable[[], Awaitable[None]]) -> Service:
+        """What is served, with all that has to run and to be closed round it."""
         self.keys.open()
         counters = [self.ledger.aclose] if isinstance(self.ledger, GuardedLedger) else []
         closing = (self.logins.aclose, *counters, *self.throttles.closing, *self.stores.closing, *closing)
@@ -169,6 +166,7 @@ class Parts:
         return ForwardedMiddleware(dispatch, trusted=trusted) if trusted else dispatch
 
     def inference(self, inner: ASGIApp, inner_key: str | None = None) -> ASGIApp:
+        """The onion round what answers: envelope, identity, tier, limits, usage."""
         limits, ietf_headers = self.settings.proxy, self.settings.ietf_rate_limit_headers
         return stack(
             inner,

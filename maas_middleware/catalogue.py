@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from posixpath import normpath
 from typing import Literal
 
-from .endpoints import CHAT_COMPLETIONS, NO_ENDPOINTS, Endpoint, endpoints_at
+from .endpoints import CHAT_COMPLETIONS, MODELS, NO_ENDPOINTS, Endpoint, endpoints_at
 from .errors import AccessDenied, MethodNotAllowed, ModelNotFound, NotFound
 from .limiting import NO_LIMITS, Limits, Subject
 from .tiers import Tier
 
 _MAXIMUM_DOUBLINGS = 4
 _REMEMBERED_PATHS = 1024
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f]+")
+_BELOW_A_PATH = re.compile(r"/.*(/v[12]/.*)")  # to be matched: a search takes the square of the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,14 @@ class Catalogue:
 
     def is_disguised(self, path: str) -> bool:
         """Whether a path that leads nowhere would lead to an endpoint for a server that is less strict about paths."""
-        plain = normpath(f"/{path}".lower().replace("\\", "/")).lstrip("/")
-        return bool(self.locate(f"/{plain}").endpoints)
+        visible = _INVISIBLE.sub("", path)  # `$` in the routes of Starlette matches before a last line feed too
+        plain = "/" + normpath(f"/{visible}".lower().replace("\\", "/")).lstrip("/")
+        location = self.locate(plain)
+        if location.endpoints or (location.path == MODELS and plain != path):
+            return True
+        # in an app that is mounted inside, or of a root path that only the app knows
+        below = _BELOW_A_PATH.match(plain)
+        return below is not None and bool(endpoints_at(below[1]))
 
     def locate(self, path: str) -> Location:
         """Normalise a decoded path and look it up: a model's prefix (the longest wins) and the endpoints behind it.

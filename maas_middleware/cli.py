@@ -159,7 +159,7 @@ def _check(settings: Settings) -> int:
     for tier in parts.tiers.current():
         print(f"tier {tier.name}: level {tier.level}, groups {', '.join(tier.groups) or 'none'}; {_extent(tier)}")
     if not parts.catalogue.models:
-        print(f"models: {'those of the app inside, for every tier' if parts.catalogue.is_open else 'none'}")
+        print(f"models: {'those of the inner app, for every tier' if parts.catalogue.is_open else 'none'}")
     for model in parts.catalogue.models:
         allowed = "every tier" if model.tiers is None else ", ".join(sorted(model.tiers)) or "nobody"
         aliases = f", also called {', '.join(model.aliases)}" if model.aliases else ""

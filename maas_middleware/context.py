@@ -15,6 +15,8 @@ from .requests import InferenceRequest
 from .tiers import Tier
 from .usage import TokenUsage
 
+# in the scope: it has been through a `MaaSMiddleware`
+GUARDED = "maas_guarded"
 # in the scope: the mount point of the host app, while the version at its end is taken for a part of the route
 MOUNT_POINT = "maas_mount_point"
 
@@ -55,10 +57,10 @@ class MaaSContext(msgspec.Struct):
 def ensure_context(scope: MutableMapping[str, Any]) -> MaaSContext:
     """Return the request's context, made now if it has none."""
     try:
-        context: MaaSContext | None = scope["state"]["maas"]
+        context = scope["state"]["maas"]
     except KeyError:
         context = None
-    if context is None:
+    if not isinstance(context, MaaSContext):  # the host's own lifespan may have left something of that name
         context = scope.setdefault("state", {})["maas"] = MaaSContext()
     return context
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._asgi import route_path, with_route_path
+from ._asgi import DESCRIBING_HEADERS, replay, route_path, with_route_path, without_headers
+from .assertions import ASSERTION_HEADER
 from .catalogue import Catalogue, Location
-from .context import MOUNT_POINT, ensure_context
+from .context import GUARDED, MOUNT_POINT, ensure_context
 from .endpoints import MODELS
 
-# in the scope: it has been through a `MaaSMiddleware`
-GUARDED = "maas_guarded"
 # below a mount point of such a name the routes of an app are `/chat/completions` and `/models`
 _VERSIONS = frozenset({"v1", "v2"})
 
@@ -37,12 +36,20 @@ class Host:
     keeps_unlisted: bool
     answers_preflights: bool
 
-    def is_asked(self, scope: Scope, path: str) -> bool:
-        """Whether a request is the host's own, whatever its path leads to."""
-        if path in self.public_paths:
-            return True
+    def is_asked_before(self, scope: Scope) -> bool:
+        """Whether it is the host that a browser asks before a request (CORS)."""
         is_asking = self.answers_preflights and scope.get("method") == "OPTIONS"
         return is_asking and _has(scope, b"access-control-request-method")
+
+
+class _Bodiless:
+    """The host, for preflights: an app that looks at no method (a `Route` to an ASGI app) answers nothing then."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, replay(b"", receive), send)
 
 
 class GuardedApp:
@@ -93,8 +100,10 @@ class Dispatch:
         path, host = route_path(scope), self._host
         if host is None:
             return self._ours(scope, path) or (self._unknown, scope)
-        if host.is_asked(scope, path):
+        if path in host.public_paths:
             return host.app, scope
+        if host.is_asked_before(scope):
+            return _Bodiless(host.app), {**scope, "headers": without_headers(scope["headers"], *DESCRIBING_HEADERS)}
         if found := self._ours(scope, path):
             return found
         versioned = _with_version(scope, path)
@@ -122,7 +131,7 @@ class Dispatch:
         host = self._host
         if host is not None and location.is_administrative:
             return host.administration, with_route_path(scope, location.path)
-        if host is not None and host.asserted is not None and _has(scope, b"x-maas-assertion"):
+        if host is not None and host.asserted is not None and _has(scope, ASSERTION_HEADER):
             return host.asserted, scope
         return self._inference, scope
 

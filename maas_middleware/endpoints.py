@@ -45,7 +45,7 @@ class Endpoint:
         kind: `billable` routes are metered and charged, `unmetered` ones cost a request and no tokens;
             `administrative` ones are for the operator of the server, and `refused` ones cannot be metered, or would
             let users read each other's answers: neither is ever forwarded for a user.
-        dialect: None for what is never forwarded.
+        dialect: None for what no user can reach.
         feature: what a tier needs to use it; None: every tier has it.
     """
 
@@ -102,6 +102,7 @@ ENDPOINTS = (
         "refused",
         *("/v1/responses/*", "/v1/realtime", "/v1/realtime/*", "/generative_scoring", "/inference/v1/generate"),
         *("/v1/systemone", "/v1/decisions", "/v2/embed", "/cohere/v2/chat", "/cohere/v2/chat/render"),
+        *("/v1/engines/*", "/v1/embeddings_image", "/v1/embeddings_audio"),  # llama-cpp-python; infinity
         *("/v1/chat/completions/*", "/v1/completions/*", "/v1/messages/*"),
     ),
 )

@@ -67,7 +67,7 @@ class EventScanner:
         self._audio_tokens_per_second = audio_tokens_per_second
         self._pending = bytearray()
         self._template: EventTemplate | None = None
-        self._unlike = 0  # events that the last ones were not like, less those that they were
+        self._unlike = 0  # events that the template did not match, less those that it did
         self._oversized: JSONScanner | None = None
         self._ended = self._broken = False
 

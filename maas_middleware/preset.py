@@ -12,7 +12,7 @@ from ._asgi import reject, route_path
 from ._lifespan import Service
 from ._mounting import mounted_in
 from .assembly import Parts
-from .dispatch import GUARDED
+from .context import GUARDED
 from .errors import NotConfigured
 from .middleware.errors import ErrorEnvelopeMiddleware
 from .settings import ConfigurationError, Settings, load_settings

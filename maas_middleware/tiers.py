@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 from .errors import NoTier
-from .identity import Identity
+from .identity import AssertedIdentity, Identity
 from .limiting import NO_LIMITS, Limit, Limits, Subject
 
 Feature = Literal[
@@ -88,3 +88,16 @@ class GroupTierResolver:
         if highest is None:
             raise NoTier
         return highest
+
+
+class AssertedTierResolver:
+    """The tier that a gateway found, by its name alone: it has judged the request, so nothing is limited here.
+
+    Raises:
+        NoTier: the caller is no `AssertedIdentity`.
+    """
+
+    async def resolve(self, identity: Identity, /) -> Tier:
+        if not isinstance(identity, AssertedIdentity):
+            raise NoTier
+        return Tier(identity.tier)

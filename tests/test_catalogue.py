@@ -396,6 +396,11 @@ def test_names_of_a_model_are_its_id_where_nothing_else_is_said() -> None:
         pytest.param("v1/chat/completions", id="no-slash-in-front"),
         pytest.param("/public//v1/chat/completions", id="below-a-model"),
         pytest.param("/V1/LOAD_LORA_ADAPTER", id="administration"),
+        pytest.param("/v1/chat/completions\n", id="line-feed"),
+        pytest.param("/v1/realtime\n", id="websocket"),
+        pytest.param("/v1/models\n", id="list-of-models"),
+        pytest.param("/llm/v1/chat/completions", id="below-a-mount-point"),
+        pytest.param("/a/v1/b/v1/load_lora_adapter", id="below-several"),
     ],
 )
 def test_path_that_a_lenient_server_would_take_for_an_endpoint_is_in_disguise(path: str) -> None:

@@ -61,7 +61,7 @@ def test_environment_without_models_is_for_an_app_with_models_of_its_own(tmp_pat
     printed = checked.stdout.splitlines()
     assert checked.returncode == 0, checked.stderr
     assert printed[0] == "tier free: level 0, groups system:authenticated; all features"
-    assert printed[1] == "models: those of the app inside, for every tier"
+    assert printed[1] == "models: those of the inner app, for every tier"
     assert "billable as chat: /v1/chat/completions" in printed
     assert printed[-2:] == [
         "To be mounted in an inference app: no model has upstreams, so `maas-gateway serve` would refuse it.",

@@ -32,7 +32,7 @@ def test_check_describes_a_valid_configuration(capsys: pytest.CaptureFixture[str
         "model qwen3: for enterprise, premium, below /qwen3",
         "billable as chat: /v1/chat/completions",
     ]
-    assert "billable as pooling: /classify, /pooling" in printed
+    assert "billable as pooling: /classify, /v1/classify, /pooling" in printed
     assert "unmetered as tokenize: /tokenize, /detokenize" in printed
     assert any(line.startswith("administrative: /v1/load_lora_adapter, ") for line in printed)
     assert any(line.startswith("refused: /v1/responses/*, ") for line in printed)
@@ -77,7 +77,7 @@ def test_check_without_a_file_validates_the_environment(
 
     printed = capsys.readouterr().out
     assert "model hidden: for nobody, below /hidden" in printed
-    assert "models: those of the app inside, for every tier" in printed
+    assert "models: those of the inner app, for every tier" in printed
     assert printed.count("To be mounted in an inference app: ") == 2
 
 

@@ -119,3 +119,9 @@ def test_missing_state_says_what_to_wrap_the_app_in() -> None:
 
     with pytest.raises(LookupError, match="no MaaSContext in this scope"):
         get_context(scope)
+
+
+def test_what_the_lifespan_of_the_host_left_under_our_name_is_no_context() -> None:
+    scope = {"type": "http", "state": {"maas": object()}}
+
+    assert isinstance(ensure_context(scope), MaaSContext)

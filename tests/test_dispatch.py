@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from maas_middleware import MaaSMiddleware, Settings
 from maas_middleware._asgi import reject, route_path
 from maas_middleware.apps.health import health_app
 from maas_middleware.catalogue import Catalogue, Model
@@ -517,3 +518,17 @@ async def test_websocket_goes_where_a_request_would_go(path: str, keeps_unlisted
 
     assert [message.get("status") for message in messages] == ([404, None] if denied else [])
     assert len(host.scopes) == (0 if denied else 1)
+
+
+async def test_preflight_has_no_body_whatever_the_client_sends() -> None:
+    """A `Route` to an ASGI app looks at no method: it would answer the body, to everybody."""
+    bodies: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        bodies.append((await receive())["body"])
+        await JSONResponse({})(scope, receive, send)
+
+    service = MaaSMiddleware(app, settings=Settings())
+    await converse(service, "OPTIONS", "/v1/chat/completions", headers=PREFLIGHT, json={"model": "m"})
+
+    assert bodies == [b""]

@@ -269,6 +269,8 @@ async def test_inner_one_still_guards_what_the_outer_one_leaves_to_its_host() ->
         inner = MaaSMiddleware(model_server(), settings=settings)
         app = MaaSMiddleware(Starlette(routes=[Mount("/llm", app=inner)]), settings=settings)
 
-        stranger = await converse(app, "POST", "/llm/v1/chat/completions", json=chat("tiny"))
+        stranger = await converse(app, "POST", "/llm/tokenize", json={"model": "tiny", "prompt": "Hello!"})
+        versioned = await converse(app, "POST", "/llm/v1/chat/completions", json=chat("tiny"))
 
-    assert stranger.status == 401
+    assert (stranger.status, stranger.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert versioned.status == 401

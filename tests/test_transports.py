@@ -98,13 +98,13 @@ def test_without_httptools_who_asks_for_httpx_is_told_nothing() -> None:
 def test_without_httptools_http11_is_a_problem_of_a_gateway_with_what_to_install() -> None:
     printed = run(
         "from maas_middleware import Settings, gateway\n"
-        "from maas_middleware.assembly import Parts\n"
+        "from maas_middleware._checking import check\n"
         "from maas_middleware.settings import ConfigurationError, ModelSettings, ProxySettings\n"
         "model = ModelSettings(id='m', tiers='all', upstreams=('http://127.0.0.1:1',))\n"
         "settings = Settings(models=(model,), proxy=ProxySettings(transport='http11'))\n"
-        "for refuse in (lambda: gateway(settings), Parts(settings).check_gateway):\n"
+        "for refuse in (gateway, check):\n"
         "    try:\n"
-        "        refuse()\n"
+        "        refuse(settings)\n"
         "    except ConfigurationError as error:\n"
         "        print(error)\n"
     )

@@ -10,7 +10,7 @@ from ._vigil import end_task
 
 # WHATWG HTML, "Server-sent events": a line that begins with a colon is a comment
 _COMMENT = b": keep-alive\n\n"
-# the stream goes on, so what may be a part of a longer end is none yet
+# the stream goes on: an end that may be the beginning of a longer one does not count
 _BETWEEN_EVENTS = (b"\n\n", b"\r\r", b"\n\r\n")
 
 

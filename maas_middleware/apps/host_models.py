@@ -105,6 +105,7 @@ class HostModelsApp:
                 logger.exception("the app failed to list its models")
             raise UpstreamError from error
         if answer.status != 200:
+            logger.warning("the app answered %s to GET /v1/models: name its models in `models`", answer.status)
             raise UpstreamError
         return bytes(answer.body)
 

@@ -62,7 +62,7 @@ class Metered:
         self._note = note
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the app. What it raises passes, before an answer with the limits in its headers."""
+        """Call the app. What it raises passes on: a `MaaSError` before the answer gets the limits into its headers."""
         self._receive = receive
         self._send = send
         try:
@@ -73,7 +73,7 @@ class Metered:
             if self._status is None:
                 error.headers = (*error.headers, *self._limit_headers(after_failure(self._admission.shown)))
             raise
-        except asyncio.CancelledError:  # a server stops, and says 503, or a few do so when the client left
+        except asyncio.CancelledError:  # by a server that stops, or by one that does so when the client left
             if self._status is None:
                 await self._look_for_client()
             self._failed = True

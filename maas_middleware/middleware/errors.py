@@ -201,8 +201,12 @@ class _Responder:
 
 def _answerable(error: Exception) -> Exception:
     """What a middleware means that raises where nobody handles it: beside of the app, or in our `receive`."""
-    if isinstance(error, HTTPException) and error.status_code < 500:
-        return inner_error(error.status_code, msgspec.json.encode({"detail": str(error.detail)}))
+    if isinstance(error, HTTPException) and 400 <= error.status_code < 500:
+        answer = inner_error(error.status_code, msgspec.json.encode({"detail": str(error.detail)}))
+        if answer.status == error.status_code:
+            given = ((name.lower().encode(), value.encode("latin-1")) for name, value in (error.headers or {}).items())
+            answer.headers = (*answer.headers, *without_headers(given, *DESCRIBING_HEADERS))
+        return answer
     return error
 
 

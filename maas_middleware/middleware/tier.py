@@ -43,10 +43,10 @@ class TierMiddleware:
     """Resolves the caller's tier on every request, and lets it have only the models of that tier.
 
     Needs `IdentityMiddleware` outside. A request to an endpoint of the catalogue is forwarded under its canonical path
-    (of `/invocations` that of the endpoint that its fields tell of),
-    with a body that was decoded at the top level, judged and encoded again: one value a key, the model under the name
-    that its server knows, no feature that the tier lacks, and within `max_tokens_per_request`. A form is held until it
-    was judged as a whole, unless the path names the model: then it is forwarded while it comes, and so are octets.
+    (one to `/invocations` under that of the endpoint that its fields tell of), with a body that was decoded at the top
+    level, judged and encoded again: one value a key, the model under the name that its server knows, no feature that
+    the tier lacks, and within `max_tokens_per_request`. A form is held until it was judged as a whole, unless the path
+    names the model: then it is forwarded while it comes, and so are octets.
 
     Args:
         catalogue: default: any model, and it is the inner app that says which there are.

@@ -19,6 +19,9 @@ _TOKENREVIEW_HINTS = {
     401: "401, our own credential is not accepted",
     403: "403, our own credential may not create tokenreviews: bind it to system:auth-delegator",
 }
+_NO_CREDENTIAL_HINTS = {
+    status: f"{status}, and there is no credential of our own: set openshift.token_file" for status in (401, 403)
+}
 _OWN_USER_HINTS = {404: "404, this cluster has no users API: use the review tokenreview"}
 # what OpenShift leaves out of a user's own groups
 _IMPLIED_GROUPS = ("system:authenticated", "system:authenticated:oauth")
@@ -82,7 +85,8 @@ class TokenReviews:
         body = _encode({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec})
         answer = await self._api_server.in_time(self._post(body))
         if answer.status not in (200, 201):
-            raise self._api_server.failed(answer, _TOKENREVIEW_HINTS)
+            hints = _NO_CREDENTIAL_HINTS if self._credential is None else _TOKENREVIEW_HINTS
+            raise self._api_server.failed(answer, hints)
         try:
             status = _reviews.decode(answer.body).status
         except _UNREADABLE:

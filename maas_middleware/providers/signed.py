@@ -90,6 +90,8 @@ class AssertionSigner:
 class SignedProvider:
     """Knows whom a gateway vouches for in `x-maas-assertion`: an `AssertedIdentity`. Without that header it is None.
 
+    It looks at no path and no body: `AudienceMiddleware` inside holds the request to the model of the assertion.
+
     Whoever can read an assertion on its way can use it for its 30 seconds, with another request too: let only the
     gateway reach the app, or speak TLS with it.
 

@@ -85,6 +85,9 @@ def validated(settings: Settings) -> Settings:
         ConfigurationError: with all problems.
     """
     reader = Reader()
+    if not isinstance(settings, Settings):
+        reader.refuse("settings", "has to be what Settings(...) or load_settings(...) returns")
+        reader.finish()
     checked = _finished(reader, reader.keys(schema_of(Settings), Given("", settings)))
     checked.__dict__.update(settings.__dict__)
     return checked

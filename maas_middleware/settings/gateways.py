@@ -43,6 +43,7 @@ class TrustedGatewaySettings(Struct, frozen=True, kw_only=True):
 
 
 def check_audiences(reader: Reader, gateways: TrustedGatewaySettings, models: Sequence[ModelSettings] | None) -> None:
+    """Refuse audiences without keys, keys without audiences, and audiences that no model is called by."""
     keys_file, audiences = reader.place("trusted_gateways.keys_file"), reader.place("trusted_gateways.audiences")
     if reader.has_refused(keys_file) or not reader.is_sound(audiences):
         return

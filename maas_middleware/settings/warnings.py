@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .loading import Problem
+from .openshift import OpenShiftSettings
 from .reader import Reader
 from .sections import Settings
 from .tiers import TierSettings, entries_from
@@ -28,7 +29,8 @@ def warnings_of(settings: Settings) -> list[Problem]:
     return [
         *_caps_that_need_a_context_length(settings, place, tiers),
         *_shares_that_are_whole(settings),
-        *_keys_that_several_apps_have(settings),
+        *_reviews_without_a_credential(settings),
+        *_doubtful_assertion_keys(settings),
     ]
 
 
@@ -44,7 +46,16 @@ def _shares_that_are_whole(settings: Settings) -> Iterator[Problem]:
         yield Problem(_place(settings, "replicas"), message)
 
 
-def _keys_that_several_apps_have(settings: Settings) -> Iterator[Problem]:
+def _reviews_without_a_credential(settings: Settings) -> Iterator[Problem]:
+    openshift = settings.openshift
+    # without TLS it is `oc proxy`, which has a credential; and in a pod nothing need be said
+    is_elsewhere = openshift.api_url.startswith("https:") and openshift.api_url != OpenShiftSettings().api_url
+    if is_elsewhere and openshift.review == "tokenreview" and openshift.token_file is None:
+        message = "is not set: without a credential no cluster reviews logins; or set openshift.review to users-self"
+        yield Problem(_place(settings, "openshift.token_file"), message)
+
+
+def _doubtful_assertion_keys(settings: Settings) -> Iterator[Problem]:
     models, first = _place(settings, "models"), dict[str, tuple[int, frozenset[str]]]()
     for index, model in enumerate(settings.models or ()):
         if (keys := model.assertion_keys_file) is None:

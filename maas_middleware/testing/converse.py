@@ -66,7 +66,10 @@ class Conversation:
 
     @property
     def _start(self) -> Message:
-        return next(message for message in self.messages if message["type"] == "http.response.start")
+        for message in self.messages:
+            if message["type"] == "http.response.start":
+                return message
+        raise AssertionError("the app did not answer") from self.exception
 
 
 def http_scope(

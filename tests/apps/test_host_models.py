@@ -369,6 +369,12 @@ async def test_host_that_tells_no_list_is_an_error_of_the_model_server(app: ASGI
     assert answer.json()["error"]["message"].startswith("The model failed to answer")
 
 
+async def test_operator_of_a_host_without_a_list_is_told_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    await ask(models(FastAPI()))
+
+    assert "the app answered 404 to GET /v1/models: name its models in `models`" in caplog.messages
+
+
 @pytest.mark.parametrize(
     "app",
     [

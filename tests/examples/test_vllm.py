@@ -11,7 +11,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -22,7 +21,7 @@ from maas_middleware.settings import models_of, tiers_of
 from maas_middleware.testing.cluster import StandInCluster
 from tests.deployments import bearer
 from tests.hosts.vllm_arguments import parse
-from tests.hosts.vllm_running import CHAT, FAY, QUESTION, USERS, cluster, vllm
+from tests.hosts.vllm_running import CHAT, FAY, MIDDLEWARE, QUESTION, USERS, cluster, vllm
 from tests.processes import ROOT
 from tests.servers import serving_in_thread
 
@@ -75,12 +74,13 @@ def test_settings_of_the_manifest_are_settings(environ: dict[str, str], caplog: 
     assert "unknown environment variables" not in caplog.text
 
 
-def test_settings_are_checked_with_the_environment_that_vllm_will_have(environ: dict[str, str]) -> None:
+def test_settings_are_checked_with_the_environment_that_vllm_will_have(environ: dict[str, str], tmp_path: Path) -> None:
     check = init_container("check")
+    (credential := tmp_path / "token").write_text("of the pod")
 
     ran = subprocess.run(
         [sys.executable, "-m", "maas_middleware", *arguments(check)[1:]],
-        env={**os.environ, **environ, **IN_A_POD},
+        env={**os.environ, **environ, **IN_A_POD, "MAAS_OPENSHIFT_TOKEN_FILE": str(credential)},
         capture_output=True,
         text=True,
         timeout=20,
@@ -222,8 +222,9 @@ def test_tokens_of_one_server_are_good_for_another_with_the_same_key(tmp_path: P
         "MAAS_TOKENS_SIGNING_KEYS_FILE": str(tmp_path / "keys.json"),
         "MAAS_STORE": f"sqlite:///{tmp_path}/maas.db",
     }
-    flag = "--middleware=maas_middleware.MaaSMiddleware"
-    with cluster() as environ, vllm(flag, **environ, **shared) as one, vllm(flag, **environ, **shared) as other:
-        answer: httpx.Response = other.ask(one.mint())
+    with cluster() as environ:
+        environ |= shared
+        with vllm(*MIDDLEWARE, **environ) as one, vllm(*MIDDLEWARE, **environ) as other:
+            answer = other.ask(one.mint())
 
     assert answer.status_code == 200

@@ -144,7 +144,7 @@ def test_usage_that_vllm_always_sends_is_charged_once_and_adds_no_event_without_
         asked = chunks(server.ask(token, stream=True, stream_options={"include_usage": True}))
         used_twice = server.used(token)
 
-    assert all(chunk["choices"] for chunk in plain)
+    assert all(chunk["choices"] and chunk["usage"] for chunk in plain)
     assert asked[-1]["choices"] == []
     total = asked[-1]["usage"]["total_tokens"]
     assert (used, used_twice) == ((1, total), (2, 2 * total))

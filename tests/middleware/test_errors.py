@@ -888,3 +888,18 @@ async def test_failure_that_a_middleware_outside_raises_is_one() -> None:
 
     assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "10.1.2.3" not in str(answer.json())
+
+
+@pytest.mark.parametrize("status", [204, 304, 307])
+async def test_http_exception_that_is_no_error_is_an_internal_error_when_nobody_handles_it(status: int) -> None:
+    app = raising(ErrorEnvelopeMiddleware(Answering()), HTTPException(status, headers={"location": "/login"}))
+
+    assert (await converse(app)).status == 500
+
+
+async def test_http_exception_beside_the_app_keeps_its_headers() -> None:
+    error = HTTPException(429, "slow", headers={"Retry-After": "7", "content-length": "1"})
+
+    answer = await converse(raising(ErrorEnvelopeMiddleware(Answering()), error))
+
+    assert (answer.status, dict(answer.headers)["retry-after"]) == (429, "7")

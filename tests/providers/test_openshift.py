@@ -520,7 +520,9 @@ async def test_without_a_credential_there_is_nothing_to_try_again(log: pytest.Lo
         await failure_of(provider)
 
     assert cluster.reviews == [Review(None, ALICE)]
-    assert [line.endswith(NOT_ACCEPTED) for line in warnings(log)] == [True]
+    assert [
+        line.endswith("401, and there is no credential of our own: set openshift.token_file") for line in warnings(log)
+    ] == [True]
 
 
 async def test_a_credential_without_the_right_to_review(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:

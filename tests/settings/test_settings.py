@@ -1199,3 +1199,30 @@ def test_host_that_nobody_can_have_is_a_problem(url: str) -> None:
 @pytest.mark.parametrize("url", ["https://[::1]:6443", "https://10.0.0.1", "https://api.example.com.:6443"])
 def test_host_may_be_a_name_or_an_address(url: str) -> None:
     assert load_settings({"MAAS_OPENSHIFT_API_URL": url}).openshift.api_url == url
+
+
+@pytest.mark.parametrize(
+    ("openshift", "is_doubtful"),
+    [
+        pytest.param({}, True, id="no-credential"),
+        pytest.param({"review": "users-self"}, False, id="asks-with-the-login"),
+        pytest.param({"token_file": "token"}, False, id="credential"),
+        pytest.param({"api_url": "http://127.0.0.1:8001"}, False, id="oc-proxy"),
+    ],
+)
+def test_review_by_a_cluster_without_a_credential_is_a_warning(
+    openshift: dict[str, str], is_doubtful: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("token").write_text("our own")
+    settings = load_settings({}, openshift={"api_url": "https://api.example.com:6443", **openshift})
+
+    found = [problem.place for problem in warnings_of(settings)]
+
+    assert found == (["openshift.token_file"] if is_doubtful else [])
+
+
+@pytest.mark.parametrize("given", [{}, "maas.yaml", {"scope": "inference"}], ids=str)
+def test_settings_of_another_type_are_refused_by_name(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"settings: has to be what Settings\(\.\.\.\) or load_settings"):
+        validated(given)

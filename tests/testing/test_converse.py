@@ -332,3 +332,14 @@ async def test_two_readers_share_one_queue() -> None:
         await converse(app)
 
     assert heard == ["http.request", "http.disconnect"]
+
+
+async def test_app_that_raised_has_no_status_and_the_reason_is_told() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise LookupError("wrap it")
+
+    answer = await converse(app)
+
+    with pytest.raises(AssertionError, match="the app did not answer") as raised:
+        _ = answer.status
+    assert raised.value.__cause__ is answer.exception
