@@ -189,7 +189,7 @@ def streams(draw: st.DrawFn) -> tuple[Dialect, bytes]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("options", OPTIONS)
-@settings(max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(streams(), st.lists(st.integers(0, 1000), max_size=5))
 def test_any_stream_reads_as_if_each_event_were_the_first(
     options: dict[str, Any], drawn: tuple[Dialect, bytes], cuts: list[int]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -29,8 +29,9 @@ def resident_bytes(pid: int) -> int:
 def _tree(pid: int) -> Iterator[int]:
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from _tree(int(child))
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            for child in (task / "children").read_text().split():
+                yield from _tree(int(child))
 
 
 def _ticks(pid: int) -> int:

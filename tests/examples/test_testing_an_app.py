@@ -45,5 +45,6 @@ async def test_its_app_is_served_as_it_says() -> None:
 def _pytest(folder: Path) -> subprocess.CompletedProcess[str]:
     warnings = ["-W", "error", "-W", "ignore::PendingDeprecationWarning"]
     command = [sys.executable, "-m", "pytest", *warnings, "-p", "no:cacheprovider", "--rootdir", str(folder)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environ["PYTHONPATH"] = str(ROOT)
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=25)

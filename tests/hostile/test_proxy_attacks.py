@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -49,6 +50,15 @@ async def besieged_target(upstream: RawUpstream, tmp_path_factory: pytest.TempPa
     proxy = {"first_byte_timeout": 0.3, "idle_timeout": 0.3, "keepalive_interval": 0.1}
     directory = tmp_path_factory.mktemp("keys")
     async with besieged(directory, models=models, tiers=TIERS, qwen3_tiers="all", proxy=proxy) as target:
+        yield target
+
+
+@pytest.fixture
+async def patient_target(upstream: RawUpstream, tmp_path: Path) -> AsyncIterator[Target]:
+    """With the default time-outs, for many clients at once."""
+    models = [{"id": "simulator", "tiers": "all", "upstreams": [upstream.url]}]
+    model.script = healthy
+    async with besieged(tmp_path, models=models, tiers=TIERS, qwen3_tiers="all") as target:
         yield target
 
 
@@ -159,8 +169,8 @@ async def test_upload_that_fails_on_its_way_gives_the_place_back_and_costs_nothi
     assert await has_a_place(target, token)
 
 
-async def test_streams_of_clients_of_whom_many_leave_are_never_mixed(target: Target) -> None:
-    whole: list[bool] = []
+async def test_streams_of_clients_of_whom_many_leave_are_never_mixed(patient_target: Target) -> None:
+    target, whole = patient_target, list[bool]()
 
     async def echo(connection: Connection) -> None:
         while True:

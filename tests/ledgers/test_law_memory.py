@@ -18,6 +18,6 @@ class InMemory(LedgerMachine):
 
 
 def test_law_holds_in_memory_for_any_schedule() -> None:
-    schedules = settings(derandomize=True, database=None, deadline=None, max_examples=80, stateful_step_count=40)
+    schedules = settings(derandomize=True, database=None, deadline=None, max_examples=50, stateful_step_count=40)
 
     run_state_machine_as_test(InMemory, settings=schedules)

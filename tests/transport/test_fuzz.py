@@ -130,7 +130,7 @@ def compare(method: str, pieces: list[bytes]) -> None:
         assert found.reused == expected.reused or (found.reused and reasons(KEPT, said))
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=800)
+@settings(derandomize=True, database=None, deadline=None, max_examples=400)
 @given(st.sampled_from(["GET", "GET", "GET", "HEAD"]), SAID)
 def test_answers_are_read_as_h11_reads_them_or_refused_for_a_reason(method: str, pieces: list[bytes]) -> None:
     compare(method, pieces)
