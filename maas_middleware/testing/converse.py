@@ -66,10 +66,10 @@ class Conversation:
 
     @property
     def _start(self) -> Message:
-        for message in self.messages:
-            if message["type"] == "http.response.start":
-                return message
-        raise AssertionError("the app did not answer") from self.exception
+        start = next((message for message in self.messages if message["type"] == "http.response.start"), None)
+        if start is None:
+            raise AssertionError("the app did not answer") from self.exception
+        return start
 
 
 def http_scope(

@@ -903,3 +903,11 @@ async def test_http_exception_beside_the_app_keeps_its_headers() -> None:
     answer = await converse(raising(ErrorEnvelopeMiddleware(Answering()), error))
 
     assert (answer.status, dict(answer.headers)["retry-after"]) == (429, "7")
+
+
+async def test_unauthorized_that_is_raised_beside_the_app_does_not_ask_for_another_credential() -> None:
+    error = HTTPException(401, "who?", headers={"www-authenticate": "Basic"})
+
+    answer = await converse(raising(ErrorEnvelopeMiddleware(Answering()), error))
+
+    assert (answer.status, answer.header("www-authenticate")) == (502, None)
